@@ -13,11 +13,13 @@ the engine can move them through shared memory or an object store. No pickle is 
 """
 
 import os
+import warnings
 
 for _name, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("FLWR_DISABLE_UPDATE_CHECK", "1"),
     ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
     ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ("HF_HUB_OFFLINE", "1"),
 ):
@@ -27,13 +29,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from contextvars import ContextVar  # noqa: E402
 from io import BytesIO  # noqa: E402
-from typing import Any, cast  # noqa: E402
+from typing import TYPE_CHECKING, Any, cast  # noqa: E402
 
 import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, Message, RecordDict  # noqa: E402
 from flwr.common.serde import message_from_proto, message_to_proto  # noqa: E402
 from flwr.proto.message_pb2 import Message as ProtoMessage  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 Allocator = Callable[[Sequence[tuple[tuple[int, ...], np.dtype[Any]]]], list[NDArray]]
@@ -74,10 +79,18 @@ def array_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:
 
 def views(record: ArrayRecord) -> dict[str, NDArray]:
     """Return the record's values without copying where they are held in memory. Do not write to them."""
-    return {
-        key: array.__dict__["values"] if isinstance(array, TensorArray) else array.numpy()
-        for key, array in record.items()
-    }
+    return {key: view(array) for key, array in record.items()}
+
+
+def tensor(values: NDArray) -> "torch.Tensor":
+    """Return a torch tensor over ``values`` without copying. Do not write to it."""
+    import torch
+
+    if values.flags.writeable:
+        return torch.from_numpy(values)
+    with warnings.catch_warnings():  # torch cannot enforce read-only memory and says so each time
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values)
 
 
 _allocator: ContextVar[Allocator | None] = ContextVar("cloister_allocator", default=None)
@@ -101,35 +114,40 @@ def allocate(shapes: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[ND
     return [np.empty(shape, dtype) for shape, dtype in shapes]
 
 
-def pack(message: Message) -> tuple[bytes, list[NDArray]]:
-    """Return the message as Flower's protobuf with every array replaced by its place in the returned list."""
-    arrays: list[NDArray] = []
+def pack(message: Message, place: Callable[[Array], bytes]) -> bytes:
+    """Return the message as Flower's protobuf with the values of every array taken out.
+
+    ``place`` puts one array where the other side can fetch it and returns the reference that stands for it.
+    """
     if not message.has_content():
-        return message_to_proto(message).SerializeToString(), arrays
+        return message_to_proto(message).SerializeToString()
     content = RecordDict()
     for name, record in message.content.items():
         if isinstance(record, ArrayRecord):
             hollow = ArrayRecord()
-            for key, values in views(record).items():
-                place = str(len(arrays)).encode()
-                hollow[key] = Array(str(values.dtype), tuple(values.shape), _REFERENCE, place)
-                arrays.append(values)
+            for key, array in record.items():
+                hollow[key] = Array(array.dtype, tuple(array.shape), _REFERENCE, place(array))
             content[name] = hollow
         else:
             content[name] = record
     stripped = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
-    return message_to_proto(stripped).SerializeToString(), arrays
+    return message_to_proto(stripped).SerializeToString()
 
 
-def unpack(data: bytes, arrays: Sequence[NDArray]) -> Message:
-    """Return the message of :func:`pack`, its arrays those of the list, uncopied."""
+def unpack(data: bytes, fetch: Callable[[bytes, str, tuple[int, ...]], NDArray]) -> Message:
+    """Return the message of :func:`pack`; ``fetch(reference, dtype, shape)`` brings each array's values back."""
     message = message_from_proto(ProtoMessage.FromString(data))
     if message.has_content():
         for record in message.content.array_records.values():
             for key, array in record.items():
                 if array.stype == _REFERENCE:
-                    record[key] = TensorArray(arrays[int(array.data)])
+                    record[key] = TensorArray(fetch(array.data, array.dtype, tuple(array.shape)))
     return message
+
+
+def view(array: Array) -> NDArray:
+    """Return one array's values without copying where they are held in memory. Do not write to them."""
+    return cast(NDArray, array.__dict__["values"]) if isinstance(array, TensorArray) else array.numpy()
 
 
 def set_identity(*, run_id: int, node_id: int) -> None:

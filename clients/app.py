@@ -1,0 +1,188 @@
+"""The ClientApp: one resident model per process, weights copied in place, the gate around it all.
+
+The same app runs on every engine and under ``flwr run``. What to do comes with the message's ``config`` record (task,
+settings, experiment, seed, round); where this client's data and private memory lie comes from the node's
+configuration (``client``, ``data``, ``state``) - never from the server.
+"""
+
+import importlib
+import json
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from cloister.clients.gate import gate
+from cloister.clients.guard import isolated
+from cloister.clients.state import ClientState
+from cloister.clients.task import Round, Task, Update
+from cloister.errors import ConfigError, WeightsError
+from cloister.flower import NDArray, allocate, array_record, tensor, views
+from cloister.models.spec import Group, check_groups, released
+from cloister.randomness import SeedTree
+
+TASKS = {"camera": "cloister.clients.camera:CameraTask"}
+_RESIDENT_DATA = 64  # clients whose data one process keeps
+
+app = ClientApp(mods=[gate])
+
+
+def load_task(name: str, settings: dict[str, Any], root: Path) -> Task[Any]:
+    """Return the task called ``name``, or the one at ``module:Class``. Raises :class:`ConfigError`."""
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(sorted(TASKS))
+        raise ConfigError(f"task {name!r}: {error}; expected one of {known}, or module:Class") from error
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise ConfigError(f"task {name!r}: expected a subclass of cloister.clients.task.Task, found {kind!r}")
+    return kind(settings, root)
+
+
+@dataclass
+class _Resident:
+    """What one process keeps between messages for one task: the model and its clients' data."""
+
+    task: Task[Any]
+    model: nn.Module
+    groups: dict[str, Group]
+    device: torch.device
+    data: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+
+    def load(self, client: str) -> Any:
+        if client not in self.data:
+            self.data[client] = self.task.load(client)
+            while len(self.data) > _RESIDENT_DATA:
+                self.data.popitem(last=False)
+        self.data.move_to_end(client)
+        return self.data[client]
+
+
+@lru_cache(maxsize=2)
+def _resident(name: str, settings: str, root: str) -> _Resident:
+    task = load_task(name, json.loads(settings), Path(root))
+    model = task.spec.build(torch.Generator().manual_seed(0))
+    groups = task.spec.groups(model)
+    check_groups(model, groups)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _Resident(task, model.to(device), groups, device)
+
+
+def _root(config: dict[str, Any], context: Context) -> str:
+    return str(context.node_config.get("data") or config.get("data") or ".")
+
+
+def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
+    config = dict(message.content.config_records["config"])
+    root = _root(config, context)
+    resident = _resident(str(config["task"]), str(config["settings"]), root)
+    client = str(context.node_config.get("client") or _client_of_partition(resident.task, context))
+    number = int(config["server-round"])
+    folder = context.node_config.get("state")
+    arrays = message.content.array_records
+    round_ = Round(
+        number=number,
+        total=int(config.get("rounds", number)),
+        client=client,
+        seeds=SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"])),
+        state=ClientState(Path(str(folder)) / client if folder else None, number),
+        config=config,
+        received={kind: views(record) for kind, record in arrays.items() if kind != "arrays"},
+        reference=views(arrays["arrays"]),
+    )
+    return resident, round_
+
+
+def _client_of_partition(task: Task[Any], context: Context) -> str:
+    """Flower's own simulator numbers its nodes and knows no names."""
+    clients = task.clients()
+    partition = int(context.node_config["partition-id"])
+    if partition >= len(clients):
+        raise ConfigError(f"partition {partition}: the data has {len(clients)} clients; start as many nodes")
+    return clients[partition]
+
+
+def _receive(resident: _Resident, round_: Round) -> dict[str, torch.Tensor]:
+    """Copy what came into the resident model, restore what stayed here; return the model's live tensors by name."""
+    live = dict(resident.model.state_dict(keep_vars=True))
+    expected = set(released(resident.groups))
+    if expected != set(round_.reference):
+        extra, missing = sorted(set(round_.reference) - expected)[:5], sorted(expected - set(round_.reference))[:5]
+        raise WeightsError(
+            f"client {round_.client}: weights received: unknown {extra}, missing {missing}; same settings?"
+        )
+    kept = round_.state.load("local") or {}
+    with torch.no_grad():
+        for name, values in {**{key: tensor(array) for key, array in round_.reference.items()}, **kept}.items():
+            if live[name].shape != values.shape:
+                raise WeightsError(
+                    f"client {round_.client}, round {round_.number}: {name}: expected shape {tuple(live[name].shape)}, "
+                    f"found {tuple(values.shape)}; server and client must use the same settings"
+                )
+            live[name].copy_(values)
+        if not kept:
+            _reset_local(resident, live)
+    return live
+
+
+def _reset_local(resident: _Resident, live: dict[str, torch.Tensor]) -> None:
+    """Give entries that never travel their initial values: the resident model last served another client."""
+    names = [name for name, group in resident.groups.items() if group in (Group.LOCAL, Group.FROZEN)]
+    if names:
+        initial = resident.task.spec.build(torch.Generator().manual_seed(0)).state_dict()
+        for name in names:
+            live[name].copy_(initial[name])
+
+
+def _deltas(live: dict[str, torch.Tensor], reference: "dict[str, NDArray]") -> ArrayRecord:
+    """Return trained minus received, written straight into the engine's outgoing memory."""
+    names = list(reference)
+    slots = allocate([(reference[name].shape, reference[name].dtype) for name in names])
+    for name, slot in zip(names, slots, strict=True):
+        np.subtract(live[name].detach().cpu().numpy(), reference[name], out=slot)
+    return array_record(dict(zip(names, slots, strict=True)))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round on this client's data; reply with weight deltas, metrics and the task's releases."""
+    resident, round_ = _open(message, context)
+    task, client = resident.task, round_.client
+    with isolated(client, task.root, lambda path: task.may_open(client, path)):
+        live = _receive(resident, round_)
+        resident.model.train()
+        update = task.train(resident.model, resident.load(client), round_)
+    local = {name: live[name] for name, group in resident.groups.items() if group is Group.LOCAL}
+    if local:
+        round_.state.save("local", local)
+    content = RecordDict({"arrays": _deltas(live, dict(round_.reference)), "metrics": _metrics(update)})
+    for release in update.releases:
+        content[release.kind] = array_record(release.arrays)
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the received weights on this client's held-out data; reply with metrics only."""
+    resident, round_ = _open(message, context)
+    task, client = resident.task, round_.client
+    with isolated(client, task.root, lambda path: task.may_open(client, path)):
+        _receive(resident, round_)
+        resident.model.eval()
+        with torch.no_grad():
+            examples, metrics = task.evaluate(resident.model, resident.load(client), round_)
+    record = MetricRecord({"num-examples": examples, **{key: float(value) for key, value in metrics.items()}})
+    return Message(RecordDict({"metrics": record}), reply_to=message)
+
+
+def _metrics(update: Update) -> MetricRecord:
+    values = {key: float(value) for key, value in update.metrics.items()}
+    return MetricRecord({"num-examples": update.examples, "steps": update.steps, **values})

@@ -1,0 +1,74 @@
+"""The gate: the only exit of a client.
+
+The outermost Flower mod of the ClientApp. A reply passes when everything in it is declared: the weights are exactly
+the entries that the model specification releases, every other record is of a kind the task may release, and the
+metrics are finite numbers. Whatever else happens in the client (an exception, a wrong key) leaves as a bare error code;
+the text stays in the client's own log.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord
+from flwr.clientapp.typing import ClientAppCallable
+
+from cloister.errors import CloisterError, ReleaseError
+
+RELEASE_KINDS = frozenset({"arrays", "metrics", "centres", "control", "head"})
+LOG_NAME = "errors.log"
+
+
+def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Return the app's reply if every part of it may leave, else an error reply that says nothing but a code."""
+    try:
+        reply = call_next(message, context)
+        if reply.has_content():
+            check_release(message, reply)
+        return reply
+    except Exception as error:  # nothing of an exception may leave, whatever its type
+        _log(context, message, error)
+        code = error.code if isinstance(error, CloisterError) else CloisterError.code
+        return Message(Error(code, f"{type(error).__name__} (the text stays in the client's log)"), reply_to=message)
+
+
+def check_release(message: Message, reply: Message) -> None:
+    """Raise :class:`ReleaseError` unless the reply holds declared kinds and exactly the entries that were asked for."""
+    client = f"node {message.metadata.dst_node_id}"
+    for kind, record in reply.content.items():
+        if kind not in RELEASE_KINDS:
+            raise ReleaseError(
+                f"{client}: release kind {kind!r} is not declared; expected one of {sorted(RELEASE_KINDS)}"
+            )
+        if isinstance(record, MetricRecord):
+            _check_metrics(client, record)
+    asked, released = message.content.array_records.get("arrays"), reply.content.array_records.get("arrays")
+    if released is not None:
+        _check_entries(client, asked if asked is not None else ArrayRecord(), released)
+
+
+def _check_entries(client: str, asked: Mapping[str, object], released: Mapping[str, object]) -> None:
+    extra, missing = sorted(set(released) - set(asked)), sorted(set(asked) - set(released))
+    if extra or missing:
+        raise ReleaseError(
+            f"{client}: weights to be released differ from those received: undeclared {extra[:5]}, missing {missing[:5]}; "
+            "declare groups in ModelSpec.groups()"
+        )
+
+
+def _check_metrics(client: str, record: MetricRecord) -> None:
+    for key, value in record.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in values):
+            raise ReleaseError(f"{client}: metric {key!r} is not finite; look at the client's data and learning rate")
+
+
+def _log(context: Context, message: Message, error: Exception) -> None:
+    folder = context.node_config.get("state")
+    if not folder:
+        return
+    path = Path(str(folder)) / str(context.node_config.get("client", context.node_id)) / LOG_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = message.content.config_records.get("config", {}) if message.has_content() else {}
+    with path.open("a") as log:
+        log.write(f"round {config.get('server-round', '?')}: {type(error).__name__}: {error}\n")

@@ -1,0 +1,64 @@
+"""Isolation inside a simulation's worker process: a client opens its own files, or fails.
+
+One worker serves many clients in turn. While it serves one, every file that Python opens, lists or maps passes an
+audit hook (PEP 578), which cannot be removed; a path under the data folder that is not the client's own raises
+:class:`IsolationError`.
+
+Guarantee: covers opens made through Python (``open``, ``os.open``, ``os.listdir``, ``os.scandir`` and everything built on
+them, such as Pillow and NumPy), which is how every reader of :mod:`cloister.datasets` opens files. It does not cover
+native code that opens files on its own; between parties that do not trust each other, give each its own folder
+(``cloister data split``) and its own machine.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloister.errors import IsolationError
+
+_EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    client: str
+    root: str
+    may_open: Callable[[Path], bool]
+
+
+_active: ContextVar[_Boundary | None] = ContextVar("cloister_boundary", default=None)
+_installed: list[bool] = []
+
+
+@contextmanager
+def isolated(client: str, root: Path, may_open: Callable[[Path], bool]) -> Iterator[None]:
+    """While active, opening a path under ``root`` for which ``may_open`` is false raises :class:`IsolationError`."""
+    if not _installed:
+        sys.addaudithook(_audit)
+        _installed.append(True)
+    token = _active.set(_Boundary(client, os.path.realpath(root), may_open))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event not in _EVENTS:
+        return
+    boundary = _active.get()
+    if boundary is None or not arguments or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+        return
+    path = os.path.realpath(os.fsdecode(arguments[0]))
+    if not path.startswith(boundary.root + os.sep):
+        return
+    if not boundary.may_open(Path(path)):
+        raise IsolationError(
+            f"client {boundary.client!r} tried to open {path}, which belongs to another client; "
+            "read only what Task.load() of this client needs"
+        )

@@ -1,0 +1,138 @@
+"""What runs inside one worker process of the engines: a ClientApp, messages in, replies out.
+
+The process holds one ClientApp (and with it one resident model) and serves any client that the driver sends it.
+:class:`Host` is the part that the ``local`` and the ``ray`` engine share.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+
+from cloister.errors import ConfigError
+from cloister.flower import NDArray, allocating, pack, set_identity, unpack, view
+from cloister.simulations.engines.memory import Peer, Pool, Segment, Shape, carve, layout
+
+APP_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+def load_app(reference: str) -> ClientApp:
+    """Return the ClientApp at ``module:attribute``. Raises :class:`ConfigError` when there is none."""
+    module, _, attribute = reference.partition(":")
+    try:
+        app = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"ClientApp {reference!r}: {error}; expected module:attribute on the Python path") from error
+    if not isinstance(app, ClientApp):
+        raise ConfigError(f"ClientApp {reference!r}: expected a flwr ClientApp, found {type(app).__name__}")
+    return app
+
+
+class Host:
+    """Runs one ClientApp for whichever client a message is addressed to."""
+
+    def __init__(self, reference: str, run_config: Mapping[str, Any], run_id: int, threads: int) -> None:
+        """Load the app and fix the number of torch threads, on which floating-point sums depend."""
+        import torch
+
+        torch.set_num_threads(threads)
+        set_identity(run_id=run_id, node_id=0)
+        self._app = load_app(reference)
+        self._run_config = dict(run_config)
+        self._run_id = run_id
+
+    def run(self, message: Message, configuration: dict[str, Any], state: bytes) -> tuple[Message, bytes]:
+        """Return the app's reply and the node's Flower state after it; an exception becomes an error reply."""
+        node_id = message.metadata.dst_node_id
+        set_identity(run_id=self._run_id, node_id=node_id)
+        records = recorddict_from_proto(ProtoRecordDict.FromString(state)) if state else RecordDict()
+        context = Context(self._run_id, node_id, configuration, records, self._run_config)
+        try:
+            reply = self._app(message, context)
+        except Exception as error:  # whatever user code raises must not end the run
+            return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message), state
+        return reply, recorddict_to_proto(context.state).SerializeToString() if len(context.state) else b""
+
+
+class Outbox:
+    """Outgoing memory of one worker: replies are written where the driver reads them."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.pool = Pool()
+        self.used: list[int] = []
+
+    def allocate(self, shapes: Sequence[Shape]) -> list[NDArray]:
+        """Return arrays in a segment that stays lent until the driver gives it back."""
+        self.used.append(self.pool.take(layout(shapes)[1]))
+        return carve(self.pool.segments[self.used[-1]], shapes)
+
+    def send(self, message: Message) -> bytes:
+        """Return the packed message; arrays that do not lie in this memory yet are copied into it."""
+        places: dict[int, bytes] = {}
+        strays: list[tuple[Array, NDArray]] = []
+        records: list[ArrayRecord] = list(message.content.array_records.values()) if message.has_content() else []
+        for array in (array for record in records for array in record.values()):
+            values = view(array)
+            home = self._home(values)
+            if home is not None:
+                places[id(array)] = home.reference(values)
+            else:
+                strays.append((array, values))
+        if strays:
+            copies = self.allocate([(values.shape, values.dtype) for _, values in strays])
+            segment = self.pool.segments[self.used[-1]]
+            for (array, values), copy in zip(strays, copies, strict=True):
+                np.copyto(copy, values)
+                places[id(array)] = segment.reference(copy)
+        return pack(message, lambda array: places[id(array)])
+
+    def _home(self, values: NDArray) -> Segment | None:
+        segments = (self.pool.segments[index] for index in self.used)
+        return next((segment for segment in segments if segment.holds(values)), None)
+
+
+def serve(connection: Connection) -> None:
+    """Run jobs from ``connection`` until it closes (the driver ended, for whatever reason).
+
+    The first frame is the set-up; the answer to it is empty, or says why this worker cannot work.
+    """
+    setup = json.loads(connection.recv_bytes())
+    sys.path[:] = setup["path"]
+    os.environ.update(setup["environment"])
+    try:
+        host = Host(setup["app"], setup["run_config"], setup["run_id"], setup["threads"])
+    except Exception as error:  # whatever a user's module raises on import
+        connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+        return
+    connection.send_bytes(b"")
+    peer, outbox = Peer(), Outbox()
+    while True:
+        try:
+            header_text, state, data = (connection.recv_bytes() for _ in range(3))
+        except (EOFError, ConnectionError):
+            return
+        header = json.loads(header_text)
+        for index in header["free"]:
+            outbox.pool.give_back(index)
+        outbox.used = []
+        with allocating(outbox.allocate):
+            reply, after = host.run(unpack(data, peer.fetch), header["configuration"], state)
+        packed = outbox.send(reply)
+        lent = [(index, outbox.pool.segments[index].path) for index in outbox.used]
+        answer = json.dumps({"job": header["job"], "lent": lent}).encode()
+        del reply
+        try:
+            for part in (answer, after, packed):
+                connection.send_bytes(part)
+        except (BrokenPipeError, ConnectionError):
+            return
