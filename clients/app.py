@@ -2,12 +2,14 @@
 
 The same app runs on every engine and under ``flwr run``. What to do comes with the message's ``config`` record (task,
 settings, experiment, seed, round); where this client's data and private memory lie comes from the node's
-configuration (``client``, ``data``, ``state``) - never from the server.
+configuration (``client``, ``data``, ``state``) - never from the server. Under ``flwr run``, whose simulator configures
+no nodes, the data folder comes from the app's own run configuration.
 """
 
 import importlib
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -67,23 +69,20 @@ class _Resident:
 
 
 @lru_cache(maxsize=2)
-def _resident(name: str, settings: str, root: str) -> _Resident:
+def _resident(name: str, settings: str, root: str, seeds: SeedTree) -> _Resident:
     task = load_task(name, json.loads(settings), Path(root))
-    model = task.spec.build(torch.Generator().manual_seed(0))
+    model = task.spec.build(seeds.torch(purpose="model"))
     groups = task.spec.groups(model)
     check_groups(model, groups)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _Resident(task, model.to(device), groups, device)
 
 
-def _root(config: dict[str, Any], context: Context) -> str:
-    return str(context.node_config.get("data") or config.get("data") or ".")
-
-
 def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
-    config = dict(message.content.config_records["config"])
-    root = _root(config, context)
-    resident = _resident(str(config["task"]), str(config["settings"]), root)
+    config: dict[str, Any] = dict(message.content.config_records["config"])
+    root = str(context.node_config.get("data") or context.run_config.get("data") or ".")
+    seeds = SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"]))
+    resident = _resident(str(config["task"]), str(config["settings"]), root, seeds)
     client = str(context.node_config.get("client") or _client_of_partition(resident.task, context))
     number = int(config["server-round"])
     folder = context.node_config.get("state")
@@ -92,7 +91,7 @@ def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
         number=number,
         total=int(config.get("rounds", number)),
         client=client,
-        seeds=SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"])),
+        seeds=seeds,
         state=ClientState(Path(str(folder)) / client if folder else None, number),
         config=config,
         received={kind: views(record) for kind, record in arrays.items() if kind != "arrays"},
@@ -104,7 +103,7 @@ def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
 def _client_of_partition(task: Task[Any], context: Context) -> str:
     """Flower's own simulator numbers its nodes and knows no names."""
     clients = task.clients()
-    partition = int(context.node_config["partition-id"])
+    partition = int(str(context.node_config["partition-id"]))
     if partition >= len(clients):
         raise ConfigError(f"partition {partition}: the data has {len(clients)} clients; start as many nodes")
     return clients[partition]
@@ -129,20 +128,20 @@ def _receive(resident: _Resident, round_: Round) -> dict[str, torch.Tensor]:
                 )
             live[name].copy_(values)
         if not kept:
-            _reset_local(resident, live)
+            _reset_local(resident, live, round_.seeds)
     return live
 
 
-def _reset_local(resident: _Resident, live: dict[str, torch.Tensor]) -> None:
-    """Give entries that never travel their initial values: the resident model last served another client."""
-    names = [name for name, group in resident.groups.items() if group in (Group.LOCAL, Group.FROZEN)]
+def _reset_local(resident: _Resident, live: dict[str, torch.Tensor], seeds: SeedTree) -> None:
+    """Give entries that stay at a client their initial values: the resident model last served another client."""
+    names = [name for name, group in resident.groups.items() if group is Group.LOCAL]
     if names:
-        initial = resident.task.spec.build(torch.Generator().manual_seed(0)).state_dict()
+        initial = resident.task.spec.build(seeds.torch(purpose="model")).state_dict()
         for name in names:
             live[name].copy_(initial[name])
 
 
-def _deltas(live: dict[str, torch.Tensor], reference: "dict[str, NDArray]") -> ArrayRecord:
+def _deltas(live: dict[str, torch.Tensor], reference: Mapping[str, NDArray]) -> ArrayRecord:
     """Return trained minus received, written straight into the engine's outgoing memory."""
     names = list(reference)
     slots = allocate([(reference[name].shape, reference[name].dtype) for name in names])
@@ -163,7 +162,7 @@ def train(message: Message, context: Context) -> Message:
     local = {name: live[name] for name, group in resident.groups.items() if group is Group.LOCAL}
     if local:
         round_.state.save("local", local)
-    content = RecordDict({"arrays": _deltas(live, dict(round_.reference)), "metrics": _metrics(update)})
+    content = RecordDict({"arrays": _deltas(live, round_.reference), "metrics": _metrics(update)})
     for release in update.releases:
         content[release.kind] = array_record(release.arrays)
     return Message(content, reply_to=message)

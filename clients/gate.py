@@ -51,8 +51,8 @@ def _check_entries(client: str, asked: Mapping[str, object], released: Mapping[s
     extra, missing = sorted(set(released) - set(asked)), sorted(set(asked) - set(released))
     if extra or missing:
         raise ReleaseError(
-            f"{client}: weights to be released differ from those received: undeclared {extra[:5]}, missing {missing[:5]}; "
-            "declare groups in ModelSpec.groups()"
+            f"{client}: weights to be released differ from those received: undeclared {extra[:5]}, "
+            f"missing {missing[:5]}; declare groups in ModelSpec.groups()"
         )
 
 
@@ -69,6 +69,7 @@ def _log(context: Context, message: Message, error: Exception) -> None:
         return
     path = Path(str(folder)) / str(context.node_config.get("client", context.node_id)) / LOG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    config = message.content.config_records.get("config", {}) if message.has_content() else {}
+    config = message.content.config_records.get("config") if message.has_content() else None
+    number = config.get("server-round") if config else None
     with path.open("a") as log:
-        log.write(f"round {config.get('server-round', '?')}: {type(error).__name__}: {error}\n")
+        log.write(f"round {number!r}: {type(error).__name__}: {error}\n")

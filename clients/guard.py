@@ -4,17 +4,16 @@ One worker serves many clients in turn. While it serves one, every file that Pyt
 audit hook (PEP 578), which cannot be removed; a path under the data folder that is not the client's own raises
 :class:`IsolationError`.
 
-Guarantee: covers opens made through Python (``open``, ``os.open``, ``os.listdir``, ``os.scandir`` and everything built on
-them, such as Pillow and NumPy), which is how every reader of :mod:`cloister.datasets` opens files. It does not cover
-native code that opens files on its own; between parties that do not trust each other, give each its own folder
-(``cloister data split``) and its own machine.
+Guarantee: covers opens made through Python on any thread (``open``, ``os.open``, ``os.listdir``, ``os.scandir`` and
+everything built on them, such as Pillow and NumPy), which is how every reader of :mod:`cloister.datasets` opens files.
+It does not cover native code that opens files on its own; between parties that do not trust each other, give each its
+own folder (``cloister data split``) and its own machine. A process serves one client at a time.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class _Boundary:
     may_open: Callable[[Path], bool]
 
 
-_active: ContextVar[_Boundary | None] = ContextVar("cloister_boundary", default=None)
+_active: list[_Boundary] = []  # a stack; process-wide on purpose, so that threads of a loader are covered too
 _installed: list[bool] = []
 
 
@@ -41,19 +40,17 @@ def isolated(client: str, root: Path, may_open: Callable[[Path], bool]) -> Itera
     if not _installed:
         sys.addaudithook(_audit)
         _installed.append(True)
-    token = _active.set(_Boundary(client, os.path.realpath(root), may_open))
+    _active.append(_Boundary(client, os.path.realpath(root), may_open))
     try:
         yield
     finally:
-        _active.reset(token)
+        _active.pop()
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in _EVENTS:
+    if event not in _EVENTS or not _active or not isinstance(arguments[0], (str, bytes, os.PathLike)):
         return
-    boundary = _active.get()
-    if boundary is None or not arguments or not isinstance(arguments[0], (str, bytes, os.PathLike)):
-        return
+    boundary = _active[-1]
     path = os.path.realpath(os.fsdecode(arguments[0]))
     if not path.startswith(boundary.root + os.sep):
         return

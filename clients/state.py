@@ -13,6 +13,8 @@ from cloister.errors import RunError
 
 _VERSION = re.compile(r"(?P<name>[a-z-]+)-(?P<round>\d{6})\.safetensors")
 
+_KEPT = 3  # versions on disk: this round's, and those that a resume from either of the last two checkpoints asks for
+
 
 class ClientState:
     """Named groups of tensors that stay at one client.
@@ -51,7 +53,7 @@ class ClientState:
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise RunError(f"client state {path}: cannot be written ({error}); free disk space and resume") from error
-        for number in sorted(self._versions(name))[:-2]:
+        for number in sorted(self._versions(name))[:-_KEPT]:
             (self.folder / f"{name}-{number:06d}.safetensors").unlink(missing_ok=True)
 
     def _versions(self, name: str) -> list[int]:
