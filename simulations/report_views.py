@@ -1,0 +1,308 @@
+"""From a run record to what the report's template shows: rows, cells, strips. No HTML here."""
+
+import base64
+import io
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cloister.simulations.record import CameraMatrix, Metrics, Number, Retrieval, RetrievedImage, RunRecord
+from cloister.simulations.report_words import (
+    baseline_label,
+    baseline_order,
+    bytes_text,
+    count_text,
+    direction_label,
+    is_fraction,
+    metric_label,
+    metric_text,
+    release_label,
+    seconds_text,
+)
+
+_HEADLINE = ("rank1", "map", "minp", "rank10")
+_STRIP_HEIGHT_PX = 160
+_MOST_TRAFFIC_ROWS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A table row: its name, a line of explanation, the cells' texts, and how long its bar is (0 to 1 or None)."""
+
+    name: str
+    note: str = ""
+    cells: Sequence[str] = ()
+    bar: float | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Column names (without that of the first column), rows, a note, and what the rows' bars show."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    note: str = ""
+    bars: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of a camera matrix: two scores as text and the shade (0 to 1, None for an empty cell)."""
+
+    first: str
+    second: str
+    shade: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRow:
+    """One query camera: its cells, and its scores against the whole gallery."""
+
+    camera: str
+    cells: Sequence[Cell]
+    whole: Cell
+    worst: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A camera matrix of one search direction."""
+
+    direction: str
+    galleries: Sequence[str]
+    rows: Sequence[MatrixRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image of a strip: a data URI (empty if the file is gone), its alternative text, and what stands below it."""
+
+    uri: str
+    alternative: str
+    caption: str
+    camera: str
+    correct: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A query and its best-ranked gallery images."""
+
+    title: str
+    query: Picture
+    results: Sequence[Picture]
+
+
+def headline_metrics(record: RunRecord) -> list[str]:
+    """Return the names of the up to four final metrics that a reader should see first."""
+    known = [name for name in _HEADLINE if name in record.final]
+    return known or [name for name in record.final if "/" not in name][:4]
+
+
+def result_table(record: RunRecord) -> Table:
+    """Return this run and every baseline that stands for all clients, side by side."""
+    names = headline_metrics(record)
+    runs: list[tuple[str, str, Metrics, bool]] = [("This run", _what(record), record.final, True)]
+    for name in baseline_order(record.baselines):
+        label, note = baseline_label(name)
+        runs.append((label, note, record.baselines[name], False))
+    rows = [
+        Row(name=label, note=note, cells=_cells(names, values), bar=_bar(names, values), strong=strong)
+        for label, note, values, strong in runs
+    ]
+    labels = [metric_label(name) for name in names]
+    return Table(columns=labels, rows=rows, note=_spread(record, names), bars="".join(labels[:1]))
+
+
+def other_metrics(record: RunRecord) -> Table:
+    """Return the final metrics that are not in the headline."""
+    shown = set(headline_metrics(record))
+    rows = [
+        Row(name=metric_label(name), cells=[metric_text(name, value)])
+        for name, value in record.final.items()
+        if name not in shown
+    ]
+    return Table(columns=["value"], rows=rows)
+
+
+def client_table(record: RunRecord) -> Table:
+    """Return the client table; with local-only baselines also the first headline metric of each, and the gain."""
+    names = headline_metrics(record)[:1]
+    alone = {client.name: record.baselines.get(f"local-only/{client.name}", {}) for client in record.clients}
+    compared = [name for name in names if any(values.get(name) is not None for values in alone.values())]
+    columns = ["modality", "people", "images", "steps per round", "weight"]
+    columns += [f"{metric_label(name)} alone" for name in compared]
+    columns += ["gain of training together" for _ in compared]
+    rows = []
+    for client in record.clients:
+        cells = [client.modality or "–", count_text(client.subjects), count_text(client.records)]
+        cells += [count_text(client.steps), "–" if client.weight is None else f"{100 * client.weight:.1f} %"]
+        cells += [metric_text(name, alone[client.name].get(name)) for name in compared]
+        cells += [_gain(name, record.final.get(name), alone[client.name].get(name)) for name in compared]
+        rows.append(Row(name=client.name, note=client.scene, cells=cells))
+    return Table(columns=columns, rows=rows)
+
+
+def traffic_table(record: RunRecord) -> Table:
+    """Return bytes per client, direction and release kind; beyond twenty clients the rest is one row."""
+    up = sorted({kind for client in record.traffic.values() for kind in client.up})
+    down = sorted({kind for client in record.traffic.values() for kind in client.down})
+    counts = {
+        name: [client.up.get(kind, 0) for kind in up] + [client.down.get(kind, 0) for kind in down]
+        for name, client in record.traffic.items()
+    }
+    order = list(counts)
+    if len(order) > _MOST_TRAFFIC_ROWS:
+        order.sort(key=lambda name: (-sum(counts[name]), name))
+    shown, rest = order[:_MOST_TRAFFIC_ROWS], order[_MOST_TRAFFIC_ROWS:]
+    most = max((sum(values) for values in counts.values()), default=0)
+    rows = [
+        Row(name=name, cells=_byte_cells(counts[name]), bar=sum(counts[name]) / most if most else None)
+        for name in shown
+    ]
+    if rest:
+        rows.append(Row(name=f"{len(rest)} more", cells=_byte_cells(_sums(counts[name] for name in rest))))
+    if len(order) > 1:
+        rows.append(Row(name="All clients", cells=_byte_cells(_sums(counts.values())), strong=True))
+    columns = [f"↑ {release_label(kind)}" for kind in up] + [f"↓ {release_label(kind)}" for kind in down]
+    return Table(columns=[*columns, "total"], rows=rows)
+
+
+def stage_table(record: RunRecord) -> Table:
+    """Return the seconds of each stage: in total, per round, and as a share of all stages."""
+    totals: dict[str, float] = {}
+    for entry in record.rounds:
+        for stage, seconds in entry.stages.items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    whole = sum(totals.values()) or 1.0
+    rows = [
+        Row(
+            name=stage,
+            cells=[seconds_text(total), f"{total / len(record.rounds):.2f} s", f"{100 * total / whole:.0f} %"],
+        )
+        for stage, total in totals.items()
+    ]
+    return Table(columns=["total", "per round", "share"], rows=rows)
+
+
+def matrix(direction: str, scores: CameraMatrix) -> Matrix:
+    """Return the camera matrix of one direction: Rank-1, mAP and a shade by Rank-1 in each cell."""
+    rank1, mean_ap = scores.cells.get("rank1", []), scores.cells.get("map", [])
+    rows = []
+    for index, camera in enumerate(scores.queries):
+        whole = scores.query_cameras.get(camera, {})
+        cells = [_cell(first, second) for first, second in zip(rank1[index], mean_ap[index], strict=True)]
+        whole_cell = _cell(whole.get("rank1"), whole.get("map"))
+        rows.append(MatrixRow(camera=camera, cells=cells, whole=whole_cell, worst=camera == scores.worst))
+    return Matrix(direction=direction_label(direction), galleries=scores.galleries, rows=rows)
+
+
+def strip(run: Path, retrieval: Retrieval) -> Strip:
+    """Return a retrieval strip; its images come from the run folder, shrunk."""
+    query, title = retrieval.query, f"Average precision {100 * retrieval.average_precision:.0f} %"
+    title += f", first right answer at rank {retrieval.first_hit}"
+    results = [
+        Picture(
+            uri=_data_uri(run, result),
+            alternative=f"Rank {place}: person {result.identity}, {result.camera}, "
+            + ("right" if result.correct else "wrong"),
+            caption=str(place),
+            camera=result.camera,
+            correct=bool(result.correct),
+        )
+        for place, result in enumerate(retrieval.results, start=1)
+    ]
+    picture = Picture(
+        uri=_data_uri(run, query),
+        alternative=f"Query: person {query.identity}, {query.camera}",
+        caption="query",
+        camera=query.camera,
+        correct=None,
+    )
+    return Strip(title=title, query=picture, results=results)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested settings as (dotted key, text) pairs in their order."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            pairs += flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            pairs.append((prefix + key, ", ".join(map(str, value)) or "none"))
+        else:
+            pairs.append((prefix + key, "none" if value in (None, {}) else str(value)))
+    return pairs
+
+
+def _what(record: RunRecord) -> str:
+    return ", ".join(
+        part for part in (f"protocol {record.protocol}" if record.protocol else "", record.selection) if part
+    )
+
+
+def _cells(names: Iterable[str], values: Metrics) -> list[str]:
+    return [metric_text(name, values.get(name)) for name in names]
+
+
+def _bar(names: Sequence[str], values: Metrics) -> float | None:
+    value = values.get(names[0]) if names else None
+    return min(1.0, max(0.0, value)) if value is not None and is_fraction(names[0]) else None
+
+
+def _gain(name: str, together: Number, alone: Number) -> str:
+    if together is None or alone is None:
+        return "–"
+    return f"{100 * (together - alone):+.1f} points" if is_fraction(name) else f"{together - alone:+.4g}"
+
+
+def _spread(record: RunRecord, names: Sequence[str]) -> str:
+    if not names or len(record.evaluation.per_draw) < 2:
+        return ""
+    values = [value for draw in record.evaluation.per_draw if (value := draw.get(names[0])) is not None]
+    if len(values) < 2:
+        return ""
+    low, high = metric_text(names[0], min(values)), metric_text(names[0], max(values))
+    spread = statistics.stdev(values)
+    deviation = f"{100 * spread:.1f} points" if is_fraction(names[0]) else f"{spread:.4g}"
+    label = metric_label(names[0])
+    return (
+        f"Mean over {len(values)} gallery draws or test lists, across which {label} runs from {low} to {high} "
+        f"(standard deviation {deviation})."
+    )
+
+
+def _byte_cells(counts: Sequence[int]) -> list[str]:
+    return [bytes_text(count) for count in (*counts, sum(counts))]
+
+
+def _sums(rows: Iterable[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def _cell(rank1: Number, mean_ap: Number) -> Cell:
+    return Cell(first=_points(rank1), second=_points(mean_ap), shade=rank1)
+
+
+def _points(value: Number) -> str:
+    return "–" if value is None else f"{100 * value:.0f}"
+
+
+def _data_uri(run: Path, image: RetrievedImage) -> str:
+    path = (run / image.file).resolve()
+    if not path.is_relative_to(run.resolve()):  # a record from elsewhere must not put this machine's files into a page
+        return ""
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    picture.thumbnail((_STRIP_HEIGHT_PX, _STRIP_HEIGHT_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
