@@ -5,8 +5,8 @@ A page runs from top to bottom in an empty folder of its own:
 * in blocks fenced as ``bash`` or ``console`` (there, lines after ``$``), a ``cloister`` command is run and a ``make``
   command is run dry (``make -n``), so that a target that does not exist fails. Other programs must stand in
   ``NOT_RUN``;
-* a block fenced as ``python`` or ``toml`` whose first line is a comment that holds a file name (``# digits.py``) is
-  written to that file; Python is run, named or not.
+* a block fenced as ``python title=digits.py`` (or ``toml title=...``) is written to that file; Python is run, named or
+  not.
 
 A comment on the line before a block changes how it runs; the page's reader does not see it:
 
@@ -34,31 +34,26 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NOT_RUN = {"git", "cd", "pip", "python3", "python3.11", "source", "export", "pre-commit", "tensorboard", "mlflow"}
 NOT_RUN |= {"flwr", "ray", "ls", "cat", "tree"}
 
-FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,})(?P<language>\w*)")
+FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,})(?P<info>.*)$")
+INFO = re.compile(r"(?P<language>\w*)(?: title=(?P<title>[\w.-]+))?")
 DIRECTIVE = re.compile(r"^<!-- docs-test: (?P<word>[a-z-]+) ?(?P<rest>.*?) ?-->$")
-FILE_NAME = re.compile(r"^# (?P<name>[\w.-]+\.(py|toml))$")
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page: where it starts, what it holds, and the comment before it."""
+    """One fenced block of a page: where it starts, what it holds, its title, and the comment before it."""
 
     line: int
     language: str
     text: str
-    directive: str = ""
-    arguments: str = ""
-
-    @property
-    def file_name(self) -> str | None:
-        """The file that the block's first line names."""
-        match = FILE_NAME.match(self.text.partition("\n")[0])
-        return match["name"] if match else None
+    title: str | None
+    directive: str
+    arguments: str
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Yield the fenced blocks of a page; refuse comments that this test does not know."""
+    """Yield the fenced blocks of a page; refuse comments and headers that this test does not know."""
     lines = text.splitlines()
     before, number = "", 0
     while number < len(lines):
@@ -71,8 +66,11 @@ def blocks(text: str) -> Iterator[Block]:
             comment = DIRECTIVE.match(before)
             if "docs-test" in before and (comment is None or comment["word"] not in ("with", "check-only")):
                 raise ValueError(f"line {number}: unknown comment {before!r}; see the top of this file")
+            info = INFO.fullmatch(fence["info"])
+            if info is None:
+                raise ValueError(f"line {start}: unknown block header {line!r}; see the top of this file")
             word, rest = (comment["word"], comment["rest"]) if comment else ("", "")
-            yield Block(start, fence["language"], body, word, rest)
+            yield Block(start, info["language"], body, info["title"], word, rest)
             before, number = "", end + 1
             continue
         before = line or before
@@ -115,10 +113,10 @@ class Page:
                 )
 
     def write(self, block: Block) -> str | None:
-        """Write a block that names a file to that file."""
-        if block.file_name:
-            (self.folder / block.file_name).write_text(block.text + "\n")
-        return block.file_name
+        """Write a block whose title names a file to that file."""
+        if block.title:
+            (self.folder / block.title).write_text(block.text + "\n")
+        return block.title
 
     def shell(self, block: Block, command: str, checked_only: bool) -> None:
         """Run one command line, dry or not, or only look at it."""
@@ -214,8 +212,7 @@ git clone somewhere
    The report: runs/demo/report.html
    ```
 
-```python
-# digits.py
+```python title=digits.py
 print("x")
 ```
 """
@@ -226,7 +223,7 @@ def test_blocks_are_read_as_described() -> None:
     assert (shell.directive, shell.arguments) == ("with", "--set rounds=1")
     assert list(commands(shell)) == ["cloister run reid-ci --out runs/a", "git clone somewhere"]
     assert list(commands(console)) == ["make demo"]
-    assert python.file_name == "digits.py"
+    assert python.title == "digits.py"
     assert console.directive == ""
 
 
@@ -237,6 +234,7 @@ def test_blocks_are_read_as_described() -> None:
         "```bash\nrm -rf build\n```",
         "```python\nraise SystemExit(1)\n```",
         "```toml\nkey =\n```",
+        "```python name=x.py\n```",
         "<!-- docs-test: skip -->\n```bash\nmake demo\n```",
     ],
 )
