@@ -22,6 +22,7 @@ from cloister.errors import EngineError
 from cloister.flower import assign_id, set_identity
 
 Scalar = bool | int | float | str | bytes
+_UNPULLED = 16  # start nothing new while this many replies wait to be pulled: they hold memory
 LOST_WORKER = 500  # the code of EngineError, in an error reply
 
 
@@ -81,7 +82,13 @@ class Job:
     configuration: dict[str, Scalar]
     site: str
     payload: Payload
+    states: dict[int, bytes]
     attempts: int = 0
+
+    @property
+    def state(self) -> bytes:
+        """The node's Flower state as its last reply left it."""
+        return self.states.get(self.node_id, b"")
 
     @property
     def message_id(self) -> str:
@@ -104,6 +111,7 @@ class Outcome:
     message_id: str
     reply: Message | None
     reason: str = ""
+    state: bytes = b""
 
 
 class Executor(ABC):
@@ -141,6 +149,7 @@ class EngineGrid(Grid):
         self._pending: OrderedDict[str, Job] = OrderedDict()
         self._running: dict[str, Job] = {}
         self._replies: dict[str, Message] = {}
+        self._states: dict[int, bytes] = {}
         self._count = 0
         set_identity(run_id=run_id, node_id=0)
 
@@ -195,14 +204,16 @@ class EngineGrid(Grid):
         for identifier, message, payload in zip(identifiers, batch, self._executor.stage(batch), strict=True):
             node_id = message.metadata.dst_node_id
             site = self.nodes.site(self.name_of(node_id))
-            self._pending[identifier] = Job(message, self.nodes.configuration(node_id), site, payload)
+            self._pending[identifier] = Job(message, self.nodes.configuration(node_id), site, payload, self._states)
         self._dispatch()
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there for these ids; each is returned once."""
         self._collect(0.0)
-        return [self._replies.pop(identifier) for identifier in list(message_ids) if identifier in self._replies]
+        pulled = [self._replies.pop(identifier) for identifier in list(message_ids) if identifier in self._replies]
+        self._dispatch()
+        return pulled
 
     def wait(self, timeout_s: float) -> None:
         """Block until a reply can be pulled, or for ``timeout_s`` seconds."""
@@ -248,6 +259,8 @@ class EngineGrid(Grid):
         self._executor.close()
 
     def _dispatch(self) -> None:
+        if len(self._replies) >= _UNPULLED:
+            return
         for job in self._executor.submit(self._pending.values()):
             self._running[job.message_id] = self._pending.pop(job.message_id)
 
@@ -258,6 +271,8 @@ class EngineGrid(Grid):
             job = self._running.pop(outcome.message_id, None)
             if job is None:
                 continue
+            if outcome.state:
+                self._states[job.node_id] = outcome.state
             job.attempts += bool(outcome.reason)
             if outcome.reply is None and job.attempts < 2:
                 self._pending[outcome.message_id] = job

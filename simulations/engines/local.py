@@ -25,7 +25,7 @@ from cloister.simulations.engines.grid import EngineGrid, Executor, Job, Nodes, 
 from cloister.simulations.engines.memory import Peer, Pool, carve, layout
 from cloister.simulations.engines.nursery import nursery
 
-_DEPTH = 2  # jobs at a worker: one runs, the next waits in the pipe, so a worker never idles between two
+_SHORT_S = 0.5  # while jobs take less, the next one waits in the worker's pipe, so that no worker idles between two
 _PIPE_SAFE = 1 << 16  # a frame this small fits the pipe's buffer, so sending it to a busy worker cannot block
 _LOOKAHEAD = 64  # how far to look for a job whose client this worker served before
 
@@ -47,15 +47,15 @@ class _Worker:
         if problem:
             raise EngineError(f"worker: {problem.decode()}")
 
-    def has_room(self, job: Job) -> bool:
-        return not self.jobs or (len(self.jobs) < _DEPTH and len(job.payload.data) < _PIPE_SAFE)
+    def has_room(self, job: Job, depth: int) -> bool:
+        return not self.jobs or (len(self.jobs) < depth and len(job.payload.data) < _PIPE_SAFE)
 
-    def send(self, job: Job, state: bytes) -> None:
-        header = {"job": job.message_id, "configuration": job.configuration, "free": self.given_back}
-        self.given_back = []
+    def send(self, job: Job) -> None:
+        header = {"job": job.message_id, "configuration": job.configuration, "free": list(self.given_back)}
+        self.given_back.clear()  # in place: leases hold this list
         self.jobs[job.message_id] = job
         with suppress(ConnectionError):  # the worker is gone: the next poll finds the closed pipe and replaces it
-            for part in (json.dumps(header).encode(), state, job.payload.data):
+            for part in (json.dumps(header).encode(), job.state, job.payload.data):
                 self.connection.send_bytes(part)
 
     def stop(self) -> None:
@@ -80,9 +80,9 @@ class LocalExecutor(Executor):
             "environment": {},
         }
         self._outgoing, self._peer = Pool(), Peer(mmap.ACCESS_WRITE)
-        self._states: dict[int, bytes] = {}
         self._homes: dict[int, int] = {}
         self._lost: list[Outcome] = []
+        self._job_s = float("inf")  # how long a job takes, smoothed; unknown at first
         self._workers = [self._start(index) for index in range(workers)]
         for worker in self._workers:
             worker.check()
@@ -119,19 +119,26 @@ class LocalExecutor(Executor):
         """Fill every worker's room, preferring clients that it has served (their data are in its memory)."""
         waiting = [job for job, _ in zip(jobs, range(_LOOKAHEAD), strict=False)]
         started: list[Job] = []
-        for index in sorted(range(len(self._workers)), key=lambda it: len(self._workers[it].jobs)):
-            while waiting and (job := self._choose(index, waiting)) is not None:
-                waiting.remove(job)
-                self._homes[job.node_id] = index
-                self._workers[index].send(job, self._states.get(job.node_id, b""))
-                started.append(job)
+        while (choice := self._choose(waiting)) is not None:
+            index, job = choice
+            waiting.remove(job)
+            self._homes[job.node_id] = index
+            self._workers[index].send(job)
+            started.append(job)
         return started
 
-    def _choose(self, index: int, waiting: Sequence[Job]) -> Job | None:
-        worker = self._workers[index]
-        fitting = [job for job in waiting if worker.has_room(job)]
-        own = next((job for job in fitting if self._homes.get(job.node_id, index) == index), None)
-        return own or (fitting[0] if fitting and not worker.jobs else None)
+    def _choose(self, waiting: Sequence[Job]) -> tuple[int, Job] | None:
+        """Return the next job and its worker: idle workers first, clients at home before clients elsewhere."""
+        depth = 2 if self._job_s < _SHORT_S else 1
+        for index in sorted(range(len(self._workers)), key=lambda it: len(self._workers[it].jobs)):
+            worker = self._workers[index]
+            fitting = [job for job in waiting if worker.has_room(job, depth)]
+            own = next((job for job in fitting if self._homes.get(job.node_id, index) == index), None)
+            if own is not None:
+                return index, own
+            if fitting and not worker.jobs:
+                return index, fitting[0]
+        return None
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Return replies and lost jobs; a dead worker is replaced at once."""
@@ -150,10 +157,9 @@ class LocalExecutor(Executor):
         header, state, data = (worker.connection.recv_bytes() for _ in range(3))
         answer = json.loads(header)
         job = worker.jobs.pop(answer["job"])
-        if state:
-            self._states[job.node_id] = state
+        self._job_s = answer["seconds"] if self._job_s == float("inf") else 0.8 * self._job_s + 0.2 * answer["seconds"]
         lease = _Lease(answer["lent"], self._peer, worker.given_back)
-        return Outcome(job.message_id, unpack(data, lease.fetch))
+        return Outcome(job.message_id, unpack(data, lease.fetch), state=state)
 
     def _replace(self, index: int, reason: str) -> list[Outcome]:
         worker = self._workers[index]

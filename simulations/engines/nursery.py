@@ -90,8 +90,10 @@ def _main(descriptor: int) -> None:
         if pid == 0:
             requests.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            serve(Connection(descriptors[0]))
-            os._exit(0)
+            try:
+                serve(Connection(descriptors[0]))
+            finally:  # whatever happens, this is a worker and must not go on as the process it was forked from
+                os._exit(0)
         os.close(descriptors[0])
         requests.sendall(pid.to_bytes(8, "little"))
 

@@ -98,7 +98,6 @@ class RayExecutor(Executor):
         self._owns_cluster = not ray.is_initialized()
         if self._owns_cluster:
             self._connect(address)
-        self._states: dict[int, bytes] = {}
         self._lost: list[Outcome] = []
         places = [""] * actors + [site for site, count in (sites or {}).items() for _ in range(count)]
         self._check_resources(places)
@@ -176,8 +175,7 @@ class RayExecutor(Executor):
             if candidates:
                 actor = min(candidates, key=lambda it: len(it.jobs))
                 data, common, own = job.payload.data
-                state = self._states.get(job.node_id, b"")
-                actor.jobs[actor.handle.run.remote(data, job.configuration, state, common, own)] = job
+                actor.jobs[actor.handle.run.remote(data, job.configuration, job.state, common, own)] = job
                 started.append(job)
         return started
 
@@ -202,9 +200,8 @@ class RayExecutor(Executor):
         except ray.exceptions.RayError as error:
             return self._replace(actor, f"the Ray actor died ({type(error).__name__})")
         job = actor.jobs.pop(reference)
-        if state:
-            self._states[job.node_id] = state
-        return [Outcome(job.message_id, unpack(data, lambda place, dtype, shape: arrays[int(place)]))]
+        reply = unpack(data, lambda place, dtype, shape: arrays[int(place)])
+        return [Outcome(job.message_id, reply, state=state)]
 
     def _replace(self, actor: _Actor, reason: str) -> list[Outcome]:
         ray.kill(actor.handle)

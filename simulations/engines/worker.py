@@ -8,7 +8,9 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -112,7 +114,8 @@ def serve(connection: Connection) -> None:
     try:
         host = Host(setup["app"], setup["run_config"], setup["run_id"], setup["threads"])
     except Exception as error:  # whatever a user's module raises on import
-        connection.send_bytes(f"{type(error).__name__}: {error}".encode())
+        with suppress(ConnectionError):
+            connection.send_bytes(f"{type(error).__name__}: {error}".encode())
         return
     connection.send_bytes(b"")
     peer, outbox = Peer(), Outbox()
@@ -125,11 +128,12 @@ def serve(connection: Connection) -> None:
         for index in header["free"]:
             outbox.pool.give_back(index)
         outbox.used = []
+        begin = time.monotonic()
         with allocating(outbox.allocate):
             reply, after = host.run(unpack(data, peer.fetch), header["configuration"], state)
         packed = outbox.send(reply)
         lent = [(index, outbox.pool.segments[index].path) for index in outbox.used]
-        answer = json.dumps({"job": header["job"], "lent": lent}).encode()
+        answer = json.dumps({"job": header["job"], "lent": lent, "seconds": time.monotonic() - begin}).encode()
         del reply
         try:
             for part in (answer, after, packed):
