@@ -62,6 +62,27 @@ class Round:
     reference: Mapping[str, NDArray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClientRow:
+    """One client in a run record: ``records`` and ``subjects`` are counts, ``modality`` and ``scene`` are words."""
+
+    name: str
+    records: int = 0
+    subjects: int | None = None
+    modality: str = ""
+    scene: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """A departure from a paper's recipe: what the paper says, what the run did, and why."""
+
+    topic: str
+    paper: str
+    run: str
+    why: str = ""
+
+
 class Task(ABC, Generic[Data]):
     """A model, the data of its clients, and how they train it.
 
@@ -97,6 +118,14 @@ class Task(ABC, Generic[Data]):
     def resolved(self) -> Mapping[str, Any]:
         """Return the settings with everything that depends on the data filled in (such as a head's width)."""
         return self.settings
+
+    def table(self) -> Sequence[ClientRow]:
+        """Return what a run record says of each client. May read every client's files: for simulations only."""
+        return [ClientRow(name=name) for name in self.clients()]
+
+    def deviations(self) -> Sequence[Deviation]:
+        """Return every place where these settings depart from the paper's recipe."""
+        return ()
 
     def may_open(self, client: str, path: Path) -> bool:
         """Return whether a client's process may open this file under the data folder. Default: any."""

@@ -23,9 +23,16 @@ class Config(pydantic.BaseModel):
         Raises :class:`ConfigError` that names ``source``, the key, what was expected and the nearest known key.
         """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(_frozen(values))
         except pydantic.ValidationError as error:
             raise ConfigError(describe(cls, error, source)) from None
+
+
+def _frozen(value: Any) -> Any:
+    """TOML and JSON have lists where frozen settings have tuples."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def describe(model: type[pydantic.BaseModel], error: pydantic.ValidationError, source: str) -> str:

@@ -1,0 +1,190 @@
+"""The ServerApp: rounds through a strategy, evaluation, a checkpoint after every round, resume.
+
+:func:`serve` is the whole of it, over any Flower ``Grid``. :func:`make_app` wraps it as a Flower ``ServerApp`` for
+whoever prepares an :class:`Assignment` (``flwr run``).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from cloister.errors import WeightsError
+from cloister.flower import NDArray, array_record, tensor, views
+from cloister.models.spec import ModelSpec, check_groups, released
+from cloister.randomness import SeedTree
+from cloister.server import checkpoint
+from cloister.strategies.base import BaseStrategy, StrategyState
+from cloister.strategies.rounds import RoundResult
+
+_DAY_S = 86_400.0
+
+
+class Scores(Protocol):
+    """What an evaluator returns: at least metrics by name."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Scores by name, fractions in [0, 1] unless the name says otherwise."""
+
+
+class Evaluator(Protocol):
+    """Judges a model on data that the server may see."""
+
+    def evaluate(self, model: nn.Module) -> Scores:
+        """Return the scores of ``model``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Everything the server needs for one run.
+
+    ``settings``: the task's settings as JSON, sent to clients as they are. ``folder``: where checkpoints go (None: none
+    are written). ``evaluate_every``: rounds between two evaluations; the last round is always evaluated.
+    ``on_round`` is called after each round, before its checkpoint is written: what it records may be one round
+    ahead of the checkpoint, never behind it.
+    """
+
+    experiment: str
+    seed: int
+    rounds: int
+    task: str
+    settings: str
+    spec: ModelSpec
+    strategy: BaseStrategy
+    evaluator: Evaluator | None = None
+    evaluate_every: int = 1
+    folder: Path | None = None
+    on_round: Callable[["RoundReport"], None] = lambda report: None
+
+    @property
+    def seeds(self) -> SeedTree:
+        """The experiment's seed tree."""
+        return SeedTree(experiment=self.experiment, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """One finished round: the strategy's result and the server's scores (None where it did not evaluate)."""
+
+    result: RoundResult
+    scores: Scores | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """A finished run: the model with the global weights in it, and one set of weights per client where there is one."""
+
+    model: nn.Module
+    client_arrays: Mapping[str, ArrayRecord]
+
+
+def build_model(assignment: Assignment) -> nn.Module:
+    """Return the freshly initialised model that server and clients start from."""
+    model = assignment.spec.build(assignment.seeds.torch(purpose="model"))
+    check_groups(model, assignment.spec.groups(model))
+    return model
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module:
+    """Copy the named arrays into the model, in place, and return it. Raises :class:`WeightsError` on a misfit."""
+    live = dict(model.state_dict(keep_vars=True))
+    with torch.no_grad():
+        for name, values in arrays.items():
+            if name not in live or tuple(live[name].shape) != tuple(values.shape):
+                found = tuple(live[name].shape) if name in live else "no such entry"
+                raise WeightsError(f"{name}: the model has {found}, the weights {tuple(values.shape)}; same settings?")
+            live[name].copy_(tensor(values))
+    return model
+
+
+def initial_arrays(assignment: Assignment, model: nn.Module) -> dict[str, NDArray]:
+    """Return the entries of the model that travel, as arrays."""
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().numpy().copy() for name in released(assignment.spec.groups(model))}
+
+
+def serve(grid: Grid, assignment: Assignment) -> Finish:
+    """Run the assignment from its last checkpoint, or from the start, and return the final model."""
+    model = build_model(assignment)
+    arrays = initial_arrays(assignment, model)
+    saved = checkpoint.latest(assignment.folder) if assignment.folder else None
+    first = 1
+    if saved is not None:
+        arrays, first = dict(saved.arrays), saved.round + 1
+        assignment.strategy.restore(StrategyState(arrays=dict(saved.strategy), values=saved.state["strategy"]))
+    if first <= assignment.rounds:
+        arrays = _run(grid, assignment, model, arrays, first)
+    return Finish(model=load_arrays(model, arrays), client_arrays=assignment.strategy.client_arrays())
+
+
+def _run(
+    grid: Grid, assignment: Assignment, model: nn.Module, arrays: dict[str, NDArray], first: int
+) -> dict[str, NDArray]:
+    scores: dict[int, Scores] = {}
+
+    def evaluate(number: int, record: ArrayRecord) -> MetricRecord | None:
+        if assignment.evaluator is None or not _due(assignment, number):
+            return None
+        load_arrays(model, views(record))
+        scores[number] = assignment.evaluator.evaluate(model.eval())
+        return MetricRecord({key: float(value) for key, value in scores[number].metrics.items()})
+
+    def finish_round(result: RoundResult) -> None:
+        assignment.on_round(RoundReport(result=result, scores=scores.pop(result.number, None)))
+        if assignment.folder is not None:
+            state = assignment.strategy.state()
+            checkpoint.save(
+                assignment.folder,
+                checkpoint.Checkpoint(
+                    round=result.number,
+                    arrays=views(result.arrays),
+                    strategy=state.arrays,
+                    state={"strategy": state.values},
+                ),
+            )
+
+    result = assignment.strategy.start(
+        grid,
+        array_record(arrays),
+        num_rounds=assignment.rounds,
+        timeout=_DAY_S,
+        train_config=_config(assignment),
+        evaluate_config=_config(assignment),
+        evaluate_fn=evaluate,
+        first_round=first,
+        on_round=finish_round,
+    )
+    return {name: values.copy() for name, values in views(result.arrays).items()}
+
+
+def _due(assignment: Assignment, number: int) -> bool:
+    every = assignment.evaluate_every
+    return number == assignment.rounds or (number > 0 and every > 0 and number % every == 0)
+
+
+def _config(assignment: Assignment) -> ConfigRecord:
+    values: dict[str, Any] = {
+        "task": assignment.task,
+        "settings": assignment.settings,
+        "experiment": assignment.experiment,
+        "seed": assignment.seed,
+        "rounds": assignment.rounds,
+    }
+    return ConfigRecord(values)
+
+
+def make_app(prepare: Callable[[Context], Assignment]) -> ServerApp:
+    """Return a Flower ServerApp that serves the assignment which ``prepare`` makes from the run's context."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, prepare(context))
+
+    return app

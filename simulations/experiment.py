@@ -1,0 +1,150 @@
+"""Experiments: one TOML file says task, data, federation, strategy and engine, and can be printed back."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import Field, field_validator
+
+from cloister.config import Config
+from cloister.errors import ConfigError
+from cloister.strategies.config import StrategyConfig
+
+FOLDER = Path(__file__).parent / "experiments"
+PRESETS = ("tiny", "small", "paper")
+
+
+class EngineConfig(Config):
+    """What carries the messages.
+
+    ``workers``: processes or actors (0: one per CPU core). ``threads``: torch threads in each, on which floating-point
+    sums depend. ``address``: a Ray cluster ("local" starts one here). ``gpus_per_worker``: a GPU fraction.
+    ``sites``: actors per named site, ``site_of``: the site of a client (others run anywhere).
+    """
+
+    name: Literal["local", "ray"] = "local"
+    workers: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1)
+    address: str = "local"
+    gpus_per_worker: float = Field(0.0, ge=0.0)
+    sites: dict[str, int] = Field(default_factory=dict)
+    site_of: dict[str, str] = Field(default_factory=dict)
+
+
+class Experiment(Config):
+    """A resolved experiment: exactly what is needed to run it again.
+
+    ``settings`` belong to the task and ``evaluation`` to the evaluator, which validate them. ``baselines`` maps a name
+    to the overrides that turn this experiment into that baseline. ``data`` is the folder of the data set; where
+    it is empty, the ``world`` of that name is made. ``evaluate_every``: rounds between two evaluations (0: only the
+    last). ``tracking``: also log to "tensorboard" or "mlflow".
+    """
+
+    name: str
+    title: str = ""
+    preset: str = "paper"
+    task: str
+    seed: int = Field(0, ge=0)
+    rounds: int = Field(ge=1)
+    data: str = ""
+    world: str = ""
+    evaluator: str = ""
+    evaluate_every: int = Field(1, ge=0)
+    tracking: Literal["", "tensorboard", "mlflow"] = ""
+    engine: EngineConfig = EngineConfig()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    strategy: StrategyConfig
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not value or "/" in value:
+            raise ValueError("expected a name without slashes")
+        return value
+
+    @classmethod
+    def load(cls, source: str, *, preset: str = "", overrides: Iterable[str] = (), **values: Any) -> Self:
+        """Return the experiment called ``source`` (or in the file ``source``), with a preset and overrides applied.
+
+        ``overrides`` are ``key.path=value`` texts, values in TOML; ``values`` override top-level keys. Raises
+        :class:`ConfigError` that names the file or override and the key.
+        """
+        path = find(source)
+        content = read(path)
+        presets = content.pop("presets", {})
+        chosen = preset or content.get("preset", "paper")
+        if preset and preset not in {*presets, "paper"}:
+            raise ConfigError(f"{path.name}: no preset {chosen!r}; expected one of {sorted({*presets, 'paper'})}")
+        merged = merge(content, presets.get(chosen, {}))
+        merged["preset"] = chosen
+        for override in overrides:
+            merged = merge(merged, parse_override(override))
+        merged = merge(merged, {key: value for key, value in values.items() if value is not None})
+        return cls.parse(merged, str(path))
+
+    def baseline(self, name: str) -> Self:
+        """Return the experiment that is this one's baseline ``name``."""
+        over = self.baselines[name]
+        base = plain(self.model_dump(exclude={"baselines"}))
+        if "strategy" in over:  # another strategy has other parameters: replace the table, do not mix two
+            del base["strategy"]
+        return self.parse({**merge(base, over), "name": f"{self.name}.{name}"}, f"baselines.{name}")
+
+    def to_toml(self) -> str:
+        """Return the file that reproduces this experiment; loading it gives an equal experiment."""
+        return tomli_w.dumps(plain(self.model_dump()))
+
+
+def find(source: str) -> Path:
+    """Return the file of an experiment, given its name or its path."""
+    for path in (Path(source), FOLDER / f"{source}.toml"):
+        if path.is_file():
+            return path
+    raise ConfigError(f"experiment {source!r}: no such file or name; `cloister experiments` lists {names()}")
+
+
+def names() -> list[str]:
+    """Return the names of the experiments that come with Cloister."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises :class:`ConfigError` with file and line."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; expected a TOML file") from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the values of ``over`` put over it, tables merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        mine = result.get(key)
+        result[key] = merge(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Return the nested table that ``a.b=value`` stands for; a value that is not TOML is taken as text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set {text!r}: expected key.path=value")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for key in reversed(path.strip().split(".")):
+        parsed = {key: parsed}
+    return dict(parsed)
+
+
+def plain(value: Any) -> Any:
+    """Return the value as TOML can write it: tuples as lists, entries that are None left out (None is a default)."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

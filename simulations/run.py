@@ -1,0 +1,159 @@
+"""Running an experiment: the federated run, its baselines, the record, the report; and resuming all of that."""
+
+import contextlib
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from cloister.errors import QuorumError, RunError
+from cloister.server import checkpoint
+from cloister.server.app import Finish, RoundReport, Scores, serve
+from cloister.simulations import recording, report
+from cloister.simulations.engines import open_grid
+from cloister.simulations.experiment import Experiment
+from cloister.simulations.prepare import Prepared, prepare
+from cloister.simulations.progress import Display
+from cloister.simulations.record import Metrics, RunRecord, write_whole
+from cloister.simulations.tracking import tracker
+
+EXPERIMENT_FILE = "experiment.toml"
+_PACKAGES = ("cloister", "torch", "flwr", "ray", "numpy", "safetensors", "pillow")
+
+
+def run(experiment: Experiment, folder: Path, *, console: Console) -> RunRecord:
+    """Run the experiment with its baselines into a new run folder and return its record.
+
+    Raises :class:`RunError` if the folder already holds a run; whatever the data, a client or the disk does wrong ends
+    the run with an error that names it, and ``cloister resume`` continues from the last complete round.
+    """
+    if (folder / EXPERIMENT_FILE).exists():
+        raise RunError(
+            f"{folder}: already holds a run; `cloister resume {folder}` continues it, or choose another --out"
+        )
+    with _locked(folder):
+        write_whole(folder / EXPERIMENT_FILE, experiment.to_toml().encode())
+        return _execute(experiment, folder, _new_record(experiment), console)
+
+
+def resume(folder: Path, *, console: Console) -> RunRecord:
+    """Continue the run in ``folder``; a run that is complete only gets its report written anew."""
+    if not (folder / EXPERIMENT_FILE).is_file():
+        raise RunError(f"{folder}: no run here (no {EXPERIMENT_FILE}); start one with `cloister run`")
+    with _locked(folder):
+        experiment = Experiment.load(str(folder / EXPERIMENT_FILE))
+        known = (folder / "record.json").is_file()
+        return _execute(experiment, folder, RunRecord.load(folder) if known else _new_record(experiment), console)
+
+
+def export(folder: Path, target: Path) -> list[Path]:
+    """Copy a run's final weights, experiment, record and report to ``target`` and return the files."""
+    saved = checkpoint.latest(folder / "checkpoints")
+    if saved is None:
+        raise RunError(f"{folder}: no checkpoint to export; run or resume it first")
+    target.mkdir(parents=True, exist_ok=True)
+    weights = folder / "checkpoints" / f"round-{saved.round:06d}" / "arrays.safetensors"
+    copies = [(weights, target / "weights.safetensors")]
+    copies += [(folder / name, target / name) for name in (EXPERIMENT_FILE, "record.json", "report.html")]
+    for source, copy in copies:
+        shutil.copyfile(source, copy)
+    return [copy for _, copy in copies]
+
+
+def _execute(experiment: Experiment, folder: Path, record: RunRecord, console: Console) -> RunRecord:
+    with Display(console) as display:
+        prepared = prepare(experiment, console=console)
+        record.clients = recording.client_rows(prepared.task)
+        record.deviations = recording.deviations(prepared.task)
+        if not record.final:
+            finish, scores = _train(prepared, folder, record, display)
+            recording.finish(record, folder, prepared, finish, scores)
+            record.save(folder)
+        for name in experiment.baselines:
+            if name not in record.baselines:
+                _baseline(experiment, name, folder, record, display)
+                record.save(folder)
+    report.write(folder)
+    return record
+
+
+def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display) -> tuple[Finish, Scores | None]:
+    experiment = prepared.experiment
+    saved = checkpoint.latest(folder / "checkpoints")
+    record.rounds = [entry for entry in record.rounds if saved is not None and entry.round <= saved.round]
+    last: list[Scores | None] = [None]
+    with display.stage("federated", experiment.rounds, len(record.rounds)) as bar, tracker(experiment, folder) as log:
+
+        def on_round(done: RoundReport) -> None:
+            last[0] = done.scores
+            recording.add_round(record, done)
+            record.save(folder)
+            log(record.rounds[-1])
+            bar.advance(record.rounds[-1])
+
+        finish = _serve(prepared, folder, on_round)
+    return finish, last[0]
+
+
+def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord, display: Display) -> None:
+    prepared = prepare(experiment.baseline(name))
+    own = folder / "baselines" / name
+    metrics: Metrics = {}
+    with display.stage(name, prepared.experiment.rounds, 0) as bar:
+
+        def on_round(done: RoundReport) -> None:
+            entry = recording.round_entry(done)
+            metrics.update(entry.metrics)
+            bar.advance(entry)
+
+        recording.add_baseline(record, name, prepared, _serve(prepared, own, on_round), metrics)
+
+
+def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Finish:
+    assignment = prepared.assignment(folder / "checkpoints", on_round)
+    with open_grid(prepared.experiment.engine, prepared.nodes(folder / "clients")) as grid:
+        try:
+            return serve(grid, assignment)
+        except QuorumError as error:
+            logs = recording.client_logs(folder / "clients")
+            raise QuorumError(f"{error.args[0]}\n{logs}" if logs else str(error.args[0])) from error
+
+
+def _new_record(experiment: Experiment) -> RunRecord:
+    return RunRecord(
+        experiment=experiment.name,
+        preset=experiment.preset,
+        engine=experiment.engine.name,
+        seed=experiment.seed,
+        title=experiment.title,
+        protocol=str(experiment.settings.get("data", {}).get("protocol", "")),
+        command=" ".join(["cloister", *sys.argv[1:]]),
+        started=recording.now(),
+        settings=recording.plain_settings(experiment),
+        versions={name: metadata.version(name) for name in _PACKAGES if _installed(name)},
+    )
+
+
+def _installed(name: str) -> bool:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version(name))
+    return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; the lock goes with the process, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{folder}: another process is running it; wait for it or stop it first") from None
+            yield
+    except PermissionError as error:
+        raise RunError(f"{folder}: cannot be written ({error}); choose another --out") from error
