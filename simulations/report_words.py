@@ -11,10 +11,12 @@ _METRICS = {
     "rank20": "Rank-20",
     "map": "mAP",
     "minp": "mINP",
+    "worst_camera_rank1": "Rank-1 of the weakest camera",
+    "worst_camera_map": "mAP of the weakest camera",
     "accuracy": "accuracy",
     "loss": "loss",
 }
-_FRACTIONS = {"rank1", "rank5", "rank10", "rank20", "map", "minp", "accuracy"}
+_FRACTIONS = set(_METRICS) - {"loss"}
 _BASELINES = {
     "local-only": ("Local only", "mean of the clients, each trained alone"),
     "oracle-aligned": ("Oracle-aligned", "federated, people matched by ground truth"),
