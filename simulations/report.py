@@ -10,12 +10,12 @@ from pathlib import Path
 import jinja2
 
 from cloister.errors import RunError
+from cloister.simulations import report_pictures as pictures
 from cloister.simulations import report_views as views
 from cloister.simulations.record import Number, RunRecord, traffic_totals, write_whole
-from cloister.simulations.report_figures import MOST_LINES, Figure, Series, band, curves, stages
+from cloister.simulations.report_curves import learning, metric_points, stage_times
+from cloister.simulations.report_figures import Figure, Series, curves
 from cloister.simulations.report_words import (
-    baseline_label,
-    baseline_order,
     bytes_text,
     higher_is_better,
     is_fraction,
@@ -23,6 +23,7 @@ from cloister.simulations.report_words import (
     metric_text,
     release_label,
     seconds_text,
+    time_text,
 )
 
 FILE_NAME = "report.html"
@@ -66,16 +67,17 @@ def render(run: Path) -> str:
         record=record,
         title=record.title or record.experiment,
         summary=summary(record),
+        started=time_text(record.started),
         facts=facts,
         results=views.result_table(record),
         other=views.other_metrics(record),
-        figures=_learning(record),
-        strips=[views.strip(run, retrieval) for retrieval in record.evaluation.retrievals],
-        matrices=[views.matrix(name, scores) for name, scores in record.evaluation.camera_matrix.items()],
+        figures=learning(record),
+        strips=[pictures.strip(run, retrieval) for retrieval in record.evaluation.retrievals],
+        matrices=[pictures.matrix(name, scores) for name, scores in record.evaluation.camera_matrix.items()],
         clients=views.client_table(record),
         traffic=views.traffic_table(record),
         kinds=sorted({release_label(kind) for client in record.traffic.values() for kind in client.up}),
-        time=_stages(record),
+        time=stage_times(record),
         stage_table=views.stage_table(record),
         rejected=[(entry.round, reply) for entry in record.rounds for reply in entry.rejected],
         plan=views.flatten(record.privacy.plan),
@@ -111,12 +113,10 @@ def compare(runs: Sequence[Path]) -> str:
 
 def summary(record: RunRecord) -> str:
     """Return the run's result in one or two sentences."""
-    names = views.headline_metrics(record)
-    if not names or record.final.get(names[0]) is None:
+    name = next(iter(views.headline_metrics(record)), "")
+    value = record.final.get(name)
+    if value is None:
         return f"{len(record.rounds)} rounds recorded; there is no final evaluation yet."
-    name = names[0]
-    value = record.final[name]
-    assert value is not None
     text = f"{metric_label(name)} is {metric_text(name, value)} after {len(record.rounds)} rounds"
     parts = []
     alone = record.baselines.get("local-only", {}).get(name)
@@ -126,84 +126,6 @@ def summary(record: RunRecord) -> str:
     if pooled:
         parts.append(f"{value / pooled:.2f} of what pooling all data reaches ({metric_text(name, pooled)})")
     return f"{text}: {' and '.join(parts)}." if parts else f"{text}."
-
-
-def _learning(record: RunRecord) -> list[Figure]:
-    figures = []
-    names = [name for name in views.headline_metrics(record) if any(name in entry.metrics for entry in record.rounds)]
-    if names:
-        figures.append(_quality(record, names[:2]))
-    losses = [name for name in ("loss",) if any(name in m for e in record.rounds for m in e.client_metrics.values())]
-    figures += [_loss(record, name) for name in losses]
-    return figures
-
-
-def _quality(record: RunRecord, names: Sequence[str]) -> Figure:
-    series = [
-        Series(
-            label=metric_label(name),
-            points=_points(record, name),
-            note=metric_text(name, record.rounds[-1].metrics.get(name)),
-        )
-        for name in names
-    ]
-    for baseline in baseline_order(record.baselines):
-        value = record.baselines[baseline].get(names[0])
-        if value is not None:
-            label = f"{baseline_label(baseline)[0]}, {metric_label(names[0])}"
-            series.append(Series(label=label, points=[(0, value)], note=metric_text(names[0], value), level=True))
-    words = " and ".join(metric_label(name) for name in names)
-    return curves(
-        "quality",
-        series,
-        caption=f"{words} on the test people after each round; dotted lines are the baselines",
-        alternative=f"{words} per round. " + "; ".join(f"{line.label}: last value {line.note}" for line in series),
-        unit=words if len(names) == 1 else "",
-        percent=all(is_fraction(name) for name in names),
-    )
-
-
-def _loss(record: RunRecord, name: str) -> Figure:
-    clients = sorted({client for entry in record.rounds for client in entry.client_metrics})
-    points: dict[str, list[tuple[float, float]]] = {client: [] for client in clients}
-    for entry in record.rounds:
-        for client, metrics in entry.client_metrics.items():
-            value = metrics.get(name)
-            if value is not None:
-                points[client].append((entry.round, value))
-    caption = f"Training {metric_label(name)} of each client's local round"
-    if len(clients) > MOST_LINES:
-        spread: dict[float, list[float]] = {}
-        for line in points.values():
-            for x, y in line:
-                spread.setdefault(x, []).append(y)
-        what = f"{len(clients)} clients"
-        return band(name, spread, caption=caption, alternative=f"{caption}, {what}", unit=metric_label(name), what=what)
-    series = [
-        Series(label=client, points=line, note=f"{line[-1][1]:.2f}" if line else "–") for client, line in points.items()
-    ]
-    last = "; ".join(f"{line.label}: {line.note}" for line in series)
-    return curves(name, series, caption=caption, alternative=f"{caption}. Last values: {last}", unit=metric_label(name))
-
-
-def _stages(record: RunRecord) -> Figure | None:
-    names = list(dict.fromkeys(stage for entry in record.rounds for stage in entry.stages))
-    if not names:
-        return None
-    seconds = {name: [entry.stages.get(name, 0.0) for entry in record.rounds] for name in names}
-    totals = ", ".join(f"{name} {seconds_text(sum(values))}" for name, values in seconds.items())
-    return stages(
-        "stages",
-        [entry.round for entry in record.rounds],
-        seconds,
-        caption="Seconds of each round by stage; clients train during the wait",
-        alternative=f"Seconds per round, stacked by stage. Totals: {totals}",
-    )
-
-
-def _points(record: RunRecord, name: str) -> list[tuple[float, float]]:
-    pairs = ((entry.round, entry.metrics.get(name)) for entry in record.rounds)
-    return [(number, value) for number, value in pairs if value is not None]
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
@@ -229,7 +151,7 @@ def _overlaid(labels: Sequence[str], records: Sequence[RunRecord], names: Sequen
         series = [
             Series(label=label, points=points, note=metric_text(name, points[-1][1]))
             for label, record in zip(labels, records, strict=True)
-            if (points := _points(record, name))
+            if (points := metric_points(record, name))
         ]
         if series:
             caption = f"{metric_label(name)} per round"

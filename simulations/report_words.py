@@ -1,5 +1,6 @@
 """How a report names metrics, baselines and directions, and how it writes numbers."""
 
+import datetime
 from collections.abc import Mapping
 
 from cloister.simulations.record import Number
@@ -92,6 +93,16 @@ def seconds_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def time_text(moment: str) -> str:
+    """Return an ISO 8601 moment to the minute, in UTC where it names a zone; other text stays as it is."""
+    try:
+        parsed = datetime.datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    zone = " UTC" if parsed.tzinfo else ""
+    return f"{parsed.astimezone(datetime.UTC) if zone else parsed:%Y-%m-%d %H:%M}{zone}"
 
 
 def count_text(count: int | None) -> str:

@@ -20,22 +20,12 @@ from cloister.datasets.records import Modality, Record
 from cloister.datasets.reid import LAYOUTS, TestSplit, test_split, validation_split
 from cloister.errors import ConfigError
 from cloister.models.l2rw.config import CameraConfig, DataConfig
+from cloister.server.evaluation.cameras import CELLS, camera_scores, cell_scores, mean_metrics, row_scores
 from cloister.server.evaluation.draws import draw_gallery
 from cloister.server.evaluation.features import Feature, extract, extract_recalibrated
 from cloister.server.evaluation.ranking import RULES, Labels, Ranking, distances, rank, summarise
-from cloister.server.evaluation.scores import (
-    CELLS,
-    CameraScores,
-    ReidScores,
-    Retrieval,
-    Retrieved,
-    camera_scores,
-    cell_scores,
-    choose_queries,
-    mean_metrics,
-    row_scores,
-    top,
-)
+from cloister.server.evaluation.retrieval import choose_queries, top
+from cloister.server.evaluation.scores import CameraScores, ReidScores, Retrieval, Retrieved
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 DIRECTIONS = {"ir2rgb": (Modality.INFRARED, Modality.VISIBLE), "rgb2ir": (Modality.VISIBLE, Modality.INFRARED)}

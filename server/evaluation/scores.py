@@ -1,18 +1,17 @@
-"""What an evaluation hands back: metrics, every repetition, scores camera by camera, and a few retrievals."""
+"""What an evaluation hands back, and what a run record keeps of it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from cloister.errors import EvaluationError
-from cloister.server.evaluation.ranking import Labels, Ranking, Rules, rank, summarise
+from cloister.errors import RunError
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
-CELLS = ("rank1", "map")
-"""The metrics that a camera matrix has."""
-_TOP = 10
+FOLDER = "retrievals"
+"""Where the images of retrievals lie inside a run folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,16 @@ class CameraScores:
     query_cameras: dict[int, dict[str, float]]
     worst: int
 
+    def describe(self, names: dict[int, str]) -> dict[str, Any]:
+        """Return the scores as plain values, cameras by name."""
+        return {
+            "queries": [names[camera] for camera in self.queries],
+            "galleries": [names[camera] for camera in self.galleries],
+            "cells": self.cells,
+            "query_cameras": {names[camera]: metrics for camera, metrics in self.query_cameras.items()},
+            "worst": names[self.worst],
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
@@ -43,6 +52,24 @@ class Retrieved:
     correct: bool | None
     similarity: float | None
 
+    def describe(self, run: Path, name: str) -> dict[str, Any]:
+        """Return the image as plain values; its pixels are written to ``RUN/retrievals/<name>``."""
+        path = run / FOLDER / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(self.pixels).save(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"{path}: cannot be written ({reason}); free disk space and resume") from error
+        return {
+            "file": f"{FOLDER}/{name}",
+            "source": self.path,
+            "identity": self.identity,
+            "camera": self.camera,
+            "correct": self.correct,
+            "similarity": self.similarity,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
@@ -53,6 +80,17 @@ class Retrieval:
     results: list[Retrieved]
     average_precision: float
     first_hit: int
+
+    def describe(self, run: Path, number: int) -> dict[str, Any]:
+        """Return the retrieval as plain values; its images are written below ``run``."""
+        results = enumerate(self.results, start=1)
+        return {
+            "query": self.query.describe(run, f"{number:02d}-query.png"),
+            "results": [image.describe(run, f"{number:02d}-{rank:02d}.png") for rank, image in results],
+            "average_precision": self.average_precision,
+            "first_hit": self.first_hit,
+            "direction": self.direction,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,78 +109,11 @@ class ReidScores:
     camera_names: dict[int, str]
     retrievals: list[Retrieval]
 
+    def describe(self, run: Path) -> dict[str, Any]:
+        """Return the ``evaluation`` part of a run record; the retrievals' images are written below folder ``run``.
 
-def cell_scores(
-    distance: NDArray, query: Labels, gallery: Labels, rules: Rules
-) -> dict[tuple[int, int], dict[str, float]]:
-    """Return the metrics of every (query camera, gallery camera) that has a valid query."""
-    found = {}
-    for there in np.unique(gallery.cameras):
-        columns = np.flatnonzero(gallery.cameras == there)
-        # Ties were judged on the whole gallery; among a handful of images one tie would be a large share.
-        ranking = rank(distance[:, columns], query, gallery.take(columns), rules, refuse_ties=False)
-        for here in np.unique(query.cameras):
-            among = query.cameras == here
-            if (ranking.valid & among).any():
-                found[int(here), int(there)] = summarise(ranking, among)
-    return found
-
-
-def row_scores(ranking: Ranking, query: Labels) -> dict[int, dict[str, float]]:
-    """Return the metrics of every query camera that has a valid query, against the whole gallery."""
-    cameras = [int(camera) for camera in np.unique(query.cameras[ranking.valid])]
-    return {camera: summarise(ranking, query.cameras == camera) for camera in cameras}
-
-
-def camera_scores(
-    cells: Sequence[dict[tuple[int, int], dict[str, float]]], rows: Sequence[dict[int, dict[str, float]]]
-) -> CameraScores:
-    """Return the mean over repetitions of what :func:`cell_scores` and :func:`row_scores` found in each."""
-    pairs = {pair for repetition in cells for pair in repetition}
-    queries = sorted({camera for repetition in rows for camera in repetition})
-    galleries = sorted({there for _, there in pairs})
-    if not queries:
-        raise EvaluationError("no query camera has a valid query; check the test split")
-    matrix = {
-        name: [
-            [_mean([cell[here, there][name] for cell in cells if (here, there) in cell]) for there in galleries]
-            for here in queries
-        ]
-        for name in CELLS
-    }
-    whole = {
-        camera: mean_metrics([repetition[camera] for repetition in rows if camera in repetition]) for camera in queries
-    }
-    worst = min(queries, key=lambda camera: (whole[camera]["rank1"], whole[camera]["map"], camera))
-    return CameraScores(queries=queries, galleries=galleries, cells=matrix, query_cameras=whole, worst=worst)
-
-
-def mean_metrics(repetitions: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over repetitions that all have the same ones."""
-    return {name: float(np.mean([values[name] for values in repetitions])) for name in repetitions[0]}
-
-
-def choose_queries(ranking: Ranking, identities: NDArray, count: int) -> list[int]:
-    """Return the places of ``count`` valid queries: half of the best by average precision, then half of the worst.
-
-    Each shows another identity as long as there are enough; equal precisions go by place.
-    """
-    places = np.flatnonzero(ranking.valid)
-    order = places[np.argsort(-ranking.average_precision[places], kind="stable")].tolist()
-    taken: dict[int, int] = {}
-    for part, many in ((order, (count + 1) // 2), (order[::-1], count // 2)):
-        goal = len(taken) + many
-        for place in part:
-            if len(taken) < goal:
-                taken.setdefault(int(identities[place]), int(place))
-    return sorted(taken.values(), key=lambda place: (-ranking.average_precision[place], place))
-
-
-def top(ranking: Ranking, query: int) -> NDArray:
-    """Return the gallery places of a query's best ten, or of all that the rules keep if those are fewer."""
-    best: NDArray = ranking.order[query, : min(_TOP, int(ranking.kept[query]))]
-    return best
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+        Raises :class:`RunError` where an image cannot be written.
+        """
+        matrices = {name: found.describe(self.camera_names) for name, found in self.camera_matrix.items()}
+        retrievals = [found.describe(run, number) for number, found in enumerate(self.retrievals, start=1)]
+        return {"per_draw": self.per_draw, "camera_matrix": matrices, "retrievals": retrievals}

@@ -14,7 +14,7 @@ from torch import nn
 
 from cloister.datasets.records import Modality, Record
 from cloister.datasets.reid import test_split as read_split
-from cloister.errors import ConfigError, EvaluationError
+from cloister.errors import ConfigError, EvaluationError, RunError
 from cloister.models.l2rw.augment import prepare
 from cloister.models.l2rw.config import ModelConfig
 from cloister.models.l2rw.normalisation import BatchNorm
@@ -25,8 +25,7 @@ from cloister.server.evaluation.features import extract, extract_recalibrated
 from cloister.server.evaluation.ranking import RULES, Labels, rank, summarise
 from cloister.server.evaluation.reid import EvaluationConfig, ReidEvaluator
 from cloister.simulations import report
-from cloister.simulations.evaluation_record import keep
-from cloister.simulations.record import RunRecord
+from cloister.simulations.record import Evaluation, RunRecord
 
 HEIGHT, WIDTH = 32, 32
 PEOPLE = range(1, 6)
@@ -284,7 +283,7 @@ def test_scores_become_a_run_record_and_a_report(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     scores = evaluator(sysu(tmp_path / "data"), "sysu-mm01").evaluate(Colours(noisy_feature))
-    evaluation = keep(scores, run)
+    evaluation = Evaluation.model_validate(scores.describe(run))
     RunRecord(
         experiment="reid-ci", preset="tiny", engine="local", seed=0, final=dict(scores.metrics), evaluation=evaluation
     ).save(run)
@@ -296,6 +295,13 @@ def test_scores_become_a_run_record_and_a_report(tmp_path: Path) -> None:
     html = report.render(run)
     assert html.count("<img ") == 5 * 11  # five people, one query of each
     assert "weakest" in html
+
+
+def test_an_image_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    scores = evaluator(sysu(tmp_path / "data"), "sysu-mm01").evaluate(Colours(noisy_feature))
+    (tmp_path / "retrievals").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match=r"retrievals/01-query\.png: cannot be written"):
+        scores.describe(tmp_path)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from cloister.simulations.record import (
     Traffic,
 )
 from cloister.simulations.report_figures import Series, curves
-from cloister.simulations.report_words import bytes_text, metric_text, seconds_text
+from cloister.simulations.report_words import bytes_text, metric_text, seconds_text, time_text
 
 HOSTILE = """<script>alert(1)</script>'"&$x$"""
 VOID = {"meta", "img", "line", "br"}
@@ -291,6 +291,8 @@ def test_one_run_cannot_be_compared(run: Path) -> None:
         (seconds_text(59.94), "59.9 s"),
         (seconds_text(3661), "1 h 01 min"),
         (seconds_text(721), "12 min 01 s"),
+        (time_text("2026-11-22T16:11:47+02:00"), "2026-11-22 14:11 UTC"),
+        (time_text("yesterday"), "yesterday"),
         (metric_text("rank1", 0.5127), "51.3 %"),
         (metric_text("loss", 0.5127), "0.5127"),
         (metric_text("rank1", None), "–"),
