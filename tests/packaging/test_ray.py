@@ -13,12 +13,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]
 
 # A driver of its own: a job's working directory is fixed when Ray starts.
 DRIVER = """
-import sys
+import shlex, sys
 import cloister.flower  # its environment keeps Ray quiet
 import ray
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False,
-         runtime_env={"working_dir": sys.argv[1], "excludes": ["/tests/", "/docs/"]})
+# Ray puts the interpreter into a shell command as it is, and a checkout may lie in a path with spaces.
+environment = {"working_dir": sys.argv[1], "excludes": ["/tests/", "/docs/"],
+               "py_executable": shlex.quote(sys.executable)}
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=environment)
 
 @ray.remote(num_cpus=1)
 def where():
