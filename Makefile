@@ -7,7 +7,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN := $(VENV)/bin/python -m
 TESTS ?=
 WORKERS ?= 2
-BENCHES ?= engines
 
 .PHONY: help demo test check format bench clean
 
@@ -37,7 +36,9 @@ format: $(VENV)/installed-dev
 	$(RUN) ruff format .
 
 bench: $(VENV)/installed-bench
-	@status=0; for name in $(BENCHES); do $(VENV)/bin/cloister bench $$name || status=1; done; exit $$status
+	@status=0; for name in $$($(VENV)/bin/python -c "from cloister.bench import BENCHES; print(*BENCHES)"); do \
+		$(VENV)/bin/cloister bench $$name || status=1; \
+	done; exit $$status
 
 # One stamp per extra, so that the demo need not install the test tools. Written last: a broken install runs again.
 $(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
