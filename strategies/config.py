@@ -1,0 +1,281 @@
+"""The settings of every strategy: one class per name, and :class:`StrategyConfig` that stands for all of them.
+
+``StrategyConfig.parse({"name": "fedprox", "mu": 0.1}, source)`` returns a :class:`FedProxConfig`, and so does a field
+that is annotated ``StrategyConfig`` inside another configuration. A parameter that the named strategy does not have is
+an unknown key.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from cloister.config import Config, describe
+from cloister.errors import ConfigError
+from cloister.strategies.quorum import QuorumConfig
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LimitsConfig(Config):
+    """Bounds that a client's reply must keep, beside having the right shape and being finite.
+
+    ``max_examples``: the largest ``num-examples`` that a client may claim (its averaging weight).
+    ``max_norm``: the largest L2 norm of the change of all SHARED entries together; None: no bound.
+    """
+
+    max_examples: PositiveInt = 10_000_000
+    max_norm: PositiveFloat | None = None
+
+
+class AlignedCentres(Config):
+    """Class centres under one numbering of identities for all clients (L2RW, equation 5).
+
+    ``average``: ``present`` divides by the clients that hold the identity (the paper), ``diluted`` by all clients
+    (the released code). ``width``: length of a centre; None takes that of the first client in canonical order, which
+    a hostile client could choose to have the others refused.
+    """
+
+    mode: Literal["aligned"] = "aligned"
+    average: Literal["present", "diluted"] = "present"
+    width: PositiveInt | None = None
+
+
+class MatchedCentres(Config):
+    """Class centres under private numberings, matched by the server (L2RW+, uCI).
+
+    ``match``: ``cgpr`` sends matched centres back, ``cgcf`` averages and sends matched head rows back, or ``both``.
+    ``tau``: least cosine of a match. ``width``: as for :class:`AlignedCentres`.
+    """
+
+    mode: Literal["matched"] = "matched"
+    match: Literal["cgpr", "cgcf", "both"] = "both"
+    tau: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    width: PositiveInt | None = None
+
+
+Centres = Annotated[AlignedCentres | MatchedCentres, Field(discriminator="mode")]
+
+
+class StrategyConfig(Config):
+    """What every strategy has.
+
+    ``weighting``: a client's weight in averages: its ``num-examples``, their square root, or 1.
+    ``fraction`` of the nodes online, or ``cohort_size`` of them, make a round's cohort. ``evaluate_fraction`` of
+    them evaluate the new model on their own held-out data (0: none).
+    """
+
+    kinds: ClassVar[dict[str, type["StrategyConfig"]]] = {}
+
+    name: str
+    weighting: Literal["examples", "uniform", "sqrt"] = "examples"
+    fraction: Share = 1.0
+    cohort_size: PositiveInt | None = None
+    evaluate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    quorum: QuorumConfig = QuorumConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **keywords: Any) -> None:
+        """Remember the class under the name that its ``name`` field defaults to."""
+        name = cls.model_fields["name"].default
+        if isinstance(name, str):
+            cls.kinds[name] = cls
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], source: str) -> Self:
+        """Return the configuration of the named strategy; raises ConfigError as ``Config.parse`` does."""
+        chosen = cls.kinds.get(str(values.get("name"))) if cls is StrategyConfig else None
+        return cls._of(chosen.parse(values, source)) if chosen else super().parse(values, source)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choose(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if cls is not StrategyConfig or isinstance(values, StrategyConfig):
+            return handler(values)
+        name = values.get("name") if isinstance(values, dict) else None
+        if name not in cls.kinds:
+            problem = f"expected name = one of {', '.join(sorted(cls.kinds))}"
+            raise PydanticCustomError("strategy", "{problem}", {"problem": problem})
+        try:
+            return cls._of(cls.kinds[name].model_validate(values))
+        except ValidationError as error:  # described here, where the keys of the named strategy are known
+            problem = describe(cls.kinds[name], error, name)
+            raise PydanticCustomError("strategy", "{problem}", {"problem": problem}) from None
+
+    @classmethod
+    def _of(cls, config: "StrategyConfig") -> Self:
+        if not isinstance(config, cls):
+            raise ConfigError(f"strategy {config.name!r} is not a {cls.__name__}")
+        return config
+
+    @model_validator(mode="after")
+    def _check_quorum(self) -> Self:
+        replies = self.quorum.replies
+        if isinstance(replies, int) and self.cohort_size is not None and replies > self.cohort_size:
+            raise ValueError(f"quorum.replies = {replies} can never be met by cohort_size = {self.cohort_size}")
+        if self.cohort_size is not None and "fraction" in self.model_fields_set:
+            raise ValueError("give fraction or cohort_size, not both")
+        return self
+
+    @model_serializer
+    def _fields(self) -> dict[str, Any]:
+        # Printed through the base class, a strategy keeps its own parameters, without the cohort setting that is not
+        # in force and without None, so that the print can be parsed and be TOML.
+        omitted = "fraction" if self.cohort_size is not None else "cohort_size"
+        values = {key: getattr(self, key) for key in type(self).model_fields if key != omitted}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class CentredConfig(StrategyConfig):
+    """A strategy that can exchange class centres beside the weights (None: it does not)."""
+
+    centres: Centres | None = None
+
+
+class FedAvgConfig(CentredConfig):
+    """Weighted mean of the clients' changes (McMahan et al., AISTATS 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedProxConfig(CentredConfig):
+    """FedAvg with the term mu/2 |w - w_global|^2 in the local loss (Li et al., MLSys 2020)."""
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: NonNegativeFloat = 0.01
+
+
+class FedNovaConfig(CentredConfig):
+    """Changes normalised by local progress (Wang et al., NeurIPS 2020).
+
+    ``momentum``: the clients' heavy-ball factor rho, which sets how much one step counts.
+    """
+
+    name: Literal["fednova"] = "fednova"
+    momentum: Decay = 0.9
+
+
+class MoonConfig(CentredConfig):
+    """FedAvg with a model-contrastive local loss (Li, He and Song, CVPR 2021)."""
+
+    name: Literal["moon"] = "moon"
+    mu: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 0.5
+
+
+class FedRCLConfig(CentredConfig):
+    """FedAvg with relaxed supervised contrastive local loss (Seo et al., CVPR 2024); defaults of L2RW+."""
+
+    name: Literal["fedrcl"] = "fedrcl"
+    weight: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 0.05
+    threshold: float = 0.7
+    clip: PositiveFloat = 10.0
+
+
+class ScaffoldConfig(CentredConfig):
+    """Control variates against client drift (Karimireddy et al., ICML 2020, option II)."""
+
+    name: Literal["scaffold"] = "scaffold"
+
+
+class FedBNConfig(CentredConfig):
+    """FedAvg whose BatchNorm entries stay at the clients (Li et al., ICLR 2021)."""
+
+    name: Literal["fedbn"] = "fedbn"
+
+
+class FedAvgMConfig(CentredConfig):
+    """Server momentum on the averaged change (Hsu, Qi and Brown, 2019)."""
+
+    name: Literal["fedavgm"] = "fedavgm"
+    learning_rate: PositiveFloat = 1.0
+    momentum: Decay = 0.9
+
+
+class FedAdamConfig(CentredConfig):
+    """Adam at the server (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedadam"] = "fedadam"
+    learning_rate: PositiveFloat = 0.1
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: PositiveFloat = 1e-3
+
+
+class FedYogiConfig(CentredConfig):
+    """Yogi at the server (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedyogi"] = "fedyogi"
+    learning_rate: PositiveFloat = 0.01
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: PositiveFloat = 1e-3
+
+
+class FedAdagradConfig(CentredConfig):
+    """Adagrad at the server (Reddi et al., ICLR 2021)."""
+
+    name: Literal["fedadagrad"] = "fedadagrad"
+    learning_rate: PositiveFloat = 0.1
+    tau: PositiveFloat = 1e-3
+
+
+class FedMedianConfig(StrategyConfig):
+    """Coordinate-wise median (Yin et al., ICML 2018)."""
+
+    name: Literal["fedmedian"] = "fedmedian"
+
+
+class FedTrimmedAvgConfig(StrategyConfig):
+    """Coordinate-wise mean without the ``beta`` largest and smallest share (Yin et al., ICML 2018)."""
+
+    name: Literal["fedtrimmedavg"] = "fedtrimmedavg"
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+
+
+class KrumConfig(StrategyConfig):
+    """The one reply nearest to its neighbours (Blanchard et al., NeurIPS 2017); ``malicious`` clients are survived."""
+
+    name: Literal["krum"] = "krum"
+    malicious: NonNegativeInt = 1
+
+
+class MultiKrumConfig(StrategyConfig):
+    """The mean of the ``selected`` replies with the best Krum scores (Blanchard et al., NeurIPS 2017)."""
+
+    name: Literal["multikrum"] = "multikrum"
+    malicious: NonNegativeInt = 1
+    selected: PositiveInt = 2
+
+
+class L2RWConfig(CentredConfig):
+    """L2RW: FedAvg and class centres under one numbering (arXiv 2503.12232, CVPR 2025)."""
+
+    name: Literal["l2rw"] = "l2rw"
+    centres: AlignedCentres = AlignedCentres()
+
+
+class L2RWuCIConfig(CentredConfig):
+    """L2RW+ (uCI): FedAvg without the head, class centres under private numberings, matched by the server."""
+
+    name: Literal["l2rw-uci"] = "l2rw-uci"
+    centres: MatchedCentres = MatchedCentres()
+
+
+class LocalOnlyConfig(StrategyConfig):
+    """The baseline in which nobody averages: every client trains a model of its own."""
+
+    name: Literal["local-only"] = "local-only"

@@ -1,0 +1,82 @@
+"""Every strategy by its name, and :func:`build`, which makes one from its configuration."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from cloister.errors import ConfigError
+from cloister.models.spec import Group
+from cloister.randomness import SeedTree
+from cloister.strategies.adaptive import FedAvgM, FedOpt
+from cloister.strategies.averaging import FedAvg, FedBN, FedNova, FedProx, FedRCL, Moon
+from cloister.strategies.base import BaseStrategy
+from cloister.strategies.centres import CentreExchange
+from cloister.strategies.config import AlignedCentres, CentredConfig, StrategyConfig
+from cloister.strategies.exchange import Exchange
+from cloister.strategies.fold import Pairs
+from cloister.strategies.local_only import LocalOnly
+from cloister.strategies.matching import Truth
+from cloister.strategies.robust import CoordinateRule, Krum
+from cloister.strategies.scaffold import Scaffold
+from cloister.strategies.uci import MatchedExchange
+
+STRATEGIES: Mapping[str, type[BaseStrategy]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fednova": FedNova,
+    "moon": Moon,
+    "fedrcl": FedRCL,
+    "scaffold": Scaffold,
+    "fedbn": FedBN,
+    "fedavgm": FedAvgM,
+    "fedadam": FedOpt,
+    "fedyogi": FedOpt,
+    "fedadagrad": FedOpt,
+    "fedmedian": CoordinateRule,
+    "fedtrimmedavg": CoordinateRule,
+    "krum": Krum,
+    "multikrum": Krum,
+    "l2rw": FedAvg,
+    "l2rw-uci": FedAvg,
+    "local-only": LocalOnly,
+}
+"""The averaging rule of every name; class centres come on top, from ``config.centres``."""
+
+
+def build(
+    config: StrategyConfig,
+    *,
+    groups: Mapping[str, Group],
+    pooled: Pairs = (),
+    seeds: SeedTree,
+    truth: Truth | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> BaseStrategy:
+    """Return the strategy that ``config`` names, for a model with these parameter ``groups``.
+
+    ``truth(client, label)`` tells which person is behind a private label, where a simulation knows it: only for logging
+    how well identities are matched. Raises ConfigError for a model that the strategy cannot serve.
+    """
+    return STRATEGIES[config.name](
+        config,
+        groups=groups,
+        pooled=pooled,
+        seeds=seeds,
+        exchanges=_centre_exchange(config, groups, truth),
+        clock=clock,
+        sleep=sleep,
+    )
+
+
+def _centre_exchange(config: StrategyConfig, groups: Mapping[str, Group], truth: Truth | None) -> tuple[Exchange, ...]:
+    centres = config.centres if isinstance(config, CentredConfig) else None
+    if centres is None:
+        return ()
+    if isinstance(centres, AlignedCentres):
+        return (CentreExchange(centres),)
+    if Group.LOCAL not in groups.values():
+        raise ConfigError(
+            f"strategy {config.name}: expected the classifier head to be LOCAL (identities are numbered privately), "
+            "found no LOCAL entry; use the model's private-head setting"
+        )
+    return (MatchedExchange(centres, truth),)
