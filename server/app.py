@@ -4,7 +4,8 @@
 whoever prepares an :class:`Assignment` (``flwr run``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,12 +128,13 @@ def _run(
     grid: Grid, assignment: Assignment, model: nn.Module, arrays: dict[str, NDArray], first: int
 ) -> dict[str, NDArray]:
     scores: dict[int, Scores] = {}
+    cores = torch.get_num_threads()
 
     def evaluate(number: int, record: ArrayRecord) -> MetricRecord | None:
         if assignment.evaluator is None or not _due(assignment, number):
             return None
-        load_arrays(model, views(record))
-        scores[number] = assignment.evaluator.evaluate(model.eval())
+        with _threads(cores):  # the workers are idle now
+            scores[number] = assignment.evaluator.evaluate(load_arrays(model, views(record)).eval())
         return MetricRecord({key: float(value) for key, value in scores[number].metrics.items()})
 
     def finish_round(result: RoundResult) -> None:
@@ -149,18 +151,29 @@ def _run(
                 ),
             )
 
-    result = assignment.strategy.start(
-        grid,
-        array_record(arrays),
-        num_rounds=assignment.rounds,
-        timeout=_DAY_S,
-        train_config=_config(assignment),
-        evaluate_config=_config(assignment),
-        evaluate_fn=evaluate,
-        first_round=first,
-        on_round=finish_round,
-    )
+    with _threads(1):  # more would fight the workers for cores over sums that one thread does as fast
+        result = assignment.strategy.start(
+            grid,
+            array_record(arrays),
+            num_rounds=assignment.rounds,
+            timeout=_DAY_S,
+            train_config=_config(assignment),
+            evaluate_config=_config(assignment),
+            evaluate_fn=evaluate,
+            first_round=first,
+            on_round=finish_round,
+        )
     return {name: values.copy() for name, values in views(result.arrays).items()}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _due(assignment: Assignment, number: int) -> bool:

@@ -64,7 +64,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             f"checkpoint {target}: cannot be written ({error}); free disk space, then `cloister resume` continues "
             "from the last complete round"
         ) from error
-    for number in sorted(rounds(folder))[:-_KEPT]:
+    for number in rounds(folder)[:-_KEPT]:
         shutil.rmtree(folder / f"round-{number:06d}", ignore_errors=True)
     return target
 
@@ -75,7 +75,7 @@ def latest(folder: Path) -> Checkpoint | None:
     Raises :class:`RunError` if checkpoints exist but none of them can be read.
     """
     problems = []
-    for number in sorted(rounds(folder), reverse=True):
+    for number in reversed(rounds(folder)):
         try:
             return _load(folder / f"round-{number:06d}")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -86,10 +86,10 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def rounds(folder: Path) -> list[int]:
-    """Return the rounds that have a checkpoint under ``folder``."""
+    """Return the rounds that have a checkpoint under ``folder``, ascending."""
     if not folder.is_dir():
         return []
-    return [int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+    return sorted(int(match[1]) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
 
 
 def _load(path: Path) -> Checkpoint:

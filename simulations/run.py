@@ -100,6 +100,9 @@ def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display
 
 
 def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord, display: Display) -> None:
+    if not experiment.baselines[name]:  # nothing differs: the run itself is this baseline
+        record.baselines[name] = dict(record.final)
+        return
     prepared = prepare(experiment.baseline(name))
     own = folder / "baselines" / name
     metrics: Metrics = {}
