@@ -147,8 +147,8 @@ def read_index(path: Path) -> list[tuple[str, int]]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(" ")
-        name = name.strip().replace("\\", "/")
+        name, label = (["", *line.strip().rsplit(maxsplit=1)])[-2:]
+        name = name.replace("\\", "/")
         if not name or not label.isdecimal() or name.startswith("/") or ".." in name.split("/"):
             raise DataError(
                 f"{path}: line {number}: expected 'relative/path label', found {line.strip()[:80]!r}; "

@@ -42,24 +42,29 @@ def split(
     made = federation(root, layout, protocol)
     source = made.sources[0]
     owned = {client: source.layout.recordings(source.folder, client) for client in made.clients}
+    for client in owned:
+        if (out / client).exists():
+            raise DataError(f"{out / client}: expected no such folder, found one; choose an empty output folder")
     total, done, trees = sum(map(len, owned.values())), 0, []
     for client, records in owned.items():
-        final, partial = out / client, out / f".{client}.partial"
-        if final.exists():
-            raise DataError(f"{final}: expected no such folder, found one; choose an empty output folder")
+        partial = out / f".{client}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        folder = partial / source.layout.folder
-        _write(folder, CLIENT_FILE, ClientFile(layout, client, made.num_classes).text())
-        for name, text in source.layout.indexes(source.folder, client).items():
-            _write(folder, name, text)
-        linked = 0
-        for record in records:
-            linked += _bring(source.folder, folder, record, client)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        os.replace(partial, final)
-        trees.append(ClientTree(client, final / source.layout.folder, len(records), linked))
+        folder, linked = partial / source.layout.folder, 0
+        try:
+            _write(folder, CLIENT_FILE, ClientFile(layout, client, made.num_classes).text())
+            for name, text in source.layout.indexes(source.folder, client).items():
+                _write(folder, name, text)
+            for record in records:
+                linked += _bring(source.folder, folder, record, client)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            os.replace(partial, out / client)
+        except OSError as error:
+            raise DataError(f"client {client}: {folder}: cannot be written ({error}); free disk space") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        trees.append(ClientTree(client, out / client / source.layout.folder, len(records), linked))
     return trees
 
 

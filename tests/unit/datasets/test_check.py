@@ -1,0 +1,94 @@
+"""``cloister data check``: a sound tree passes, each kind of damage is found, named, and given a next step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cloister.datasets.check import check
+from cloister.datasets.records import Layout
+from cloister.datasets.reid import LAYOUTS
+from cloister.datasets.split import split
+from cloister.errors import DataError
+
+LENIENT = {"identities_per_batch": 1, "images_per_identity": 1}
+IMAGES = {"sysu-mm01": 25 * 3, "regdb": 24, "llcm": 68 + 10}
+
+
+def test_a_sound_tree_passes_and_every_image_is_opened_once(own_tree: tuple[str, Path]) -> None:
+    layout, root = own_tree
+    seen: list[tuple[int, int]] = []
+    report = check(layout, root, progress=lambda done, total: seen.append((done, total)), **LENIENT)
+    assert report.ok, report.problems
+    assert report.images_opened == IMAGES[layout]
+    assert seen[-1] == (IMAGES[layout], IMAGES[layout])
+    assert len(report.clients) == len(LAYOUTS[layout].clients)
+    assert "not the" in report.notes[0]  # a stand-in, not the published set: a note and no problem
+    assert json.loads(json.dumps(report.as_json()))["ok"] is True
+    assert "0 problems" in str(report)
+
+
+def test_every_bad_image_is_listed(own_sysu: Path) -> None:
+    (own_sysu / "cam1" / "0003" / "0002.jpg").write_bytes(b"no image")
+    path = own_sysu / "cam6" / "0009" / "0001.jpg"  # a test identity
+    path.write_bytes(path.read_bytes()[:200])
+    report = check("sysu-mm01", own_sysu, **LENIENT)
+    assert not report.ok
+    assert [Path(problem.where).parts[-3:] for problem in report.problems] == [
+        ("cam1", "0003", "0002.jpg"),
+        ("cam6", "0009", "0001.jpg"),
+    ]
+    assert all(problem.next_step.startswith("restore") for problem in report.problems)
+    sampled = check("sysu-mm01", own_sysu, every=5, **LENIENT)
+    assert sampled.images_opened == 15
+
+
+def test_a_client_too_small_for_one_batch_is_a_problem(own_tree: tuple[str, Path]) -> None:
+    report = check(*own_tree)
+    small = [problem for problem in report.problems if problem.where == f"client {report.clients[0].client}"]
+    assert len(small) == 2
+    assert "expected at least 8 identities for one batch, found" in small[0].message
+    assert "expected at least 64 images (one batch), found" in small[1].message
+    assert all(problem.next_step for problem in small)
+
+
+def test_a_missing_camera_and_a_missing_index_are_problems(own_sysu: Path, own_regdb: Path) -> None:
+    shutil.rmtree(own_sysu / "cam5")
+    report = check("sysu-mm01", own_sysu, **LENIENT)
+    (problem,) = report.problems
+    assert problem.where == "client cam5"
+    assert "expected the folder of SYSU-MM01 camera 5" in problem.message
+    (own_regdb / "idx" / "test_thermal_7.txt").unlink()
+    report = check("regdb", own_regdb, **LENIENT)
+    (problem,) = report.problems
+    assert problem.where == "split 7"
+    assert "test_thermal_7.txt: expected an index file" in problem.message
+
+
+def test_a_missing_image_of_an_index_is_a_problem(own_llcm: Path) -> None:
+    path = own_llcm / "nir" / "0004" / "0004_c08_s1000_f1_nir.jpg"
+    path.unlink()
+    (problem,) = check("llcm", own_llcm, **LENIENT).problems
+    assert (problem.where, problem.message) == (str(path), "client cam8: expected an image, found no file")
+
+
+def test_differences_from_the_published_counts_are_notes(own_sysu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind: type[Layout] = type(LAYOUTS["sysu-mm01"])
+    monkeypatch.setattr(kind, "published_identities", 5)
+    report = check("sysu-mm01", own_sysu, **LENIENT)
+    assert report.ok
+    assert report.notes[0] == "client cam1: 2 identities and 6 images; published: 194 and 4721"
+
+
+def test_one_clients_part_passes_too(own_tree: tuple[str, Path], tmp_path: Path) -> None:
+    layout, root = own_tree
+    for tree in split(layout, root, tmp_path / "out"):
+        report = check(layout, tree.folder, **LENIENT)
+        assert report.ok, report.problems
+        assert [row.client for row in report.clients] == [tree.client]
+
+
+def test_no_usable_index_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train_id\.txt: expected an index file, found none"):
+        check("sysu-mm01", tmp_path)
