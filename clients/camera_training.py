@@ -58,10 +58,11 @@ class LocalTraining:
 
     def run(self, data: ClientImages) -> None:
         """Take all steps of the round."""
-        seeds, names = self.round.seeds, {"round": self.round.number, "client": self.round.client}
-        generator = seeds.torch(purpose="augmentation", **names)
+        seeds, number, client = self.round.seeds, self.round.number, self.round.client
+        generator = seeds.torch(purpose="augmentation", round=number, client=client)
+        draws = seeds.numpy(purpose="sampler", round=number, client=client)
         self.network.train()
-        for step, indices in enumerate(self._batches(data, seeds.numpy(purpose="sampler", **names))):
+        for step, indices in enumerate(self._batches(data, draws)):
             images = torch.from_numpy(np.asarray(data.images[indices]))
             infrared = torch.from_numpy(data.infrared[indices]).to(self.device)
             labels = torch.from_numpy(self.labels[indices]).to(self.device)
