@@ -129,11 +129,13 @@ class CameraTask(Task[ClientImages]):
             changed.append(Deviation(topic="model.pretrained", paper="ImageNet weights", run="random initial weights"))
         return [*changed, *_ALWAYS]
 
-    def truth(self, seeds: SeedTree) -> Callable[[str, int], int]:
-        """Return the map from (client, private label) to identity, from the index files of all clients.
+    def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
+        """Return the map from (client, private label) to identity under ``uci``, from the index files of all clients.
 
-        For a simulation that measures how well a server matches identities (``uci``); nobody else may know it.
+        For a simulation that measures how well a server matches identities; nobody else may know it.
         """
+        if self.config.data.protocol != "uci":
+            return None
         people = {
             client: private_numbering(
                 np.unique([source.offset + record.identity for source, record in self.federation.records(client)]),

@@ -1,7 +1,7 @@
 """What a client can be asked to do: the interface of a task, and what one round gives it and gets back."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -126,6 +126,10 @@ class Task(ABC, Generic[Data]):
     def deviations(self) -> Sequence[Deviation]:
         """Return every place where these settings depart from the paper's recipe."""
         return ()
+
+    def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
+        """Return the map from (client, private label) to subject where labels are private and a simulation knows it."""
+        return None
 
     def may_open(self, client: str, path: Path) -> bool:
         """Return whether a client's process may open this file under the data folder. Default: any."""

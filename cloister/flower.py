@@ -120,7 +120,7 @@ def pack(message: Message, place: Callable[[Array], bytes]) -> bytes:
     ``place`` puts one array where the other side can fetch it and returns the reference that stands for it.
     """
     if not message.has_content():
-        return message_to_proto(message).SerializeToString()
+        return bytes(message_to_proto(message).SerializeToString())
     content = RecordDict()
     for name, record in message.content.items():
         if isinstance(record, ArrayRecord):
@@ -131,7 +131,7 @@ def pack(message: Message, place: Callable[[Array], bytes]) -> bytes:
         else:
             content[name] = record
     stripped = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
-    return message_to_proto(stripped).SerializeToString()
+    return bytes(message_to_proto(stripped).SerializeToString())
 
 
 def unpack(data: bytes, fetch: Callable[[bytes, str, tuple[int, ...]], NDArray]) -> Message:

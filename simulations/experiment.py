@@ -37,9 +37,10 @@ class Experiment(Config):
     """A resolved experiment: exactly what is needed to run it again.
 
     ``settings`` belong to the task and ``evaluation`` to the evaluator, which validate them. ``baselines`` maps a name
-    to the overrides that turn this experiment into that baseline. ``data`` is the folder of the data set; where
-    it is empty, the ``world`` of that name is made. ``evaluate_every``: rounds between two evaluations (0: only the
-    last). ``tracking``: also log to "tensorboard" or "mlflow".
+    to the overrides that turn this experiment into that baseline; ``selection`` holds the overrides under which each
+    round is also evaluated on people of the source data, to choose a round by (empty: not done). ``data`` is the
+    folder of the data set; where it is empty, the ``world`` of that name is made. ``evaluate_every``: rounds between
+    two evaluations (0: only the last). ``tracking``: also log to "tensorboard" or "mlflow".
     """
 
     name: str
@@ -57,6 +58,7 @@ class Experiment(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     strategy: StrategyConfig
     evaluation: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, Any] = Field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @field_validator("name")
@@ -74,7 +76,7 @@ class Experiment(Config):
         :class:`ConfigError` that names the file or override and the key.
         """
         path = find(source)
-        content = read(path)
+        content = inherit(path)
         presets = content.pop("presets", {})
         chosen = preset or content.get("preset", "paper")
         if preset and preset not in {*presets, "paper"}:
@@ -88,11 +90,18 @@ class Experiment(Config):
 
     def baseline(self, name: str) -> Self:
         """Return the experiment that is this one's baseline ``name``."""
-        over = self.baselines[name]
-        base = plain(self.model_dump(exclude={"baselines"}))
-        if "strategy" in over:  # another strategy has other parameters: replace the table, do not mix two
-            del base["strategy"]
-        return self.parse({**merge(base, over), "name": f"{self.name}.{name}"}, f"baselines.{name}")
+        over = {**self.baselines[name], "name": f"{self.name}.{name}"}
+        plainly = self.model_copy(update={"baselines": {}, "selection": {}})
+        return plainly.overridden(over, f"baselines.{name}")
+
+    def same_run(self, other: Self) -> bool:
+        """Return whether the two differ in nothing but their names, baselines and selection."""
+        ignored = {"name", "baselines", "selection"}
+        return self.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
+
+    def overridden(self, over: Mapping[str, Any], source: str) -> Self:
+        """Return this experiment with a table of overrides laid over it; ``source`` names the table in errors."""
+        return self.parse(merge(plain(self.model_dump()), over), source)
 
     def to_toml(self) -> str:
         """Return the file that reproduces this experiment; loading it gives an equal experiment."""
@@ -120,12 +129,25 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}; expected a TOML file") from error
 
 
+def inherit(path: Path) -> dict[str, Any]:
+    """Return the content of an experiment file, laid over that of the experiment it ``extends``, if it names one."""
+    content = read(path)
+    base = content.pop("extends", None)
+    return content if base is None else merge(inherit(find(str(base))), content)
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the values of ``over`` put over it, tables merged key by key."""
+    """Return ``base`` with the values of ``over`` put over it, tables merged key by key.
+
+    A table that brings a ``name`` other than the one it meets replaces it: another strategy has other parameters.
+    """
     result = dict(base)
     for key, value in over.items():
         mine = result.get(key)
-        result[key] = merge(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(mine, Mapping) and isinstance(value, Mapping) and value.get("name") in (None, mine.get("name")):
+            result[key] = merge(mine, value)
+        else:
+            result[key] = value
     return result
 
 

@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from cloister.errors import ConfigError
 from cloister.models.spec import check_groups
 from cloister.randomness import SeedTree
 from cloister.server.app import Assignment, Evaluator, RoundReport
+from cloister.server.evaluation.selection import Validated
 from cloister.simulations import worlds
 from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
@@ -50,7 +51,13 @@ class Prepared:
             task=experiment.task,
             settings=self.settings,
             spec=spec,
-            strategy=build(experiment.strategy, groups=groups, pooled=spec.pooled_statistics(model), seeds=seeds),
+            strategy=build(
+                experiment.strategy,
+                groups=groups,
+                pooled=spec.pooled_statistics(model),
+                seeds=seeds,
+                truth=self.task.truth(seeds),
+            ),
             evaluator=self.evaluator,
             evaluate_every=experiment.evaluate_every,
             folder=folder,
@@ -107,11 +114,19 @@ def _layouts(experiment: Experiment) -> Sequence[str]:
 def _evaluator(experiment: Experiment, task: Task[Any], data: Path) -> Evaluator | None:
     if not experiment.evaluator:
         return None
+    evaluator = _make_evaluator(experiment, task.resolved(), data)
+    if not experiment.selection:
+        return evaluator
+    other = experiment.overridden(experiment.selection, "selection")
+    return Validated(evaluator, _make_evaluator(other, other.settings, data))
+
+
+def _make_evaluator(experiment: Experiment, settings: Mapping[str, Any], data: Path) -> Evaluator:
     module, _, attribute = EVALUATORS.get(experiment.evaluator, experiment.evaluator).partition(":")
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         known = ", ".join(sorted(EVALUATORS))
         raise ConfigError(f"evaluator {experiment.evaluator!r}: {error}; expected {known}, or module:Class") from error
-    evaluator: Evaluator = kind.of(data, task.resolved(), experiment.evaluation)
+    evaluator: Evaluator = kind.of(data, settings, experiment.evaluation)
     return evaluator

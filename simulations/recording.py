@@ -12,6 +12,7 @@ from cloister.clients.gate import LOG_NAME
 from cloister.clients.task import Task
 from cloister.flower import views
 from cloister.server.app import Finish, RoundReport, Scores, load_arrays
+from cloister.server.evaluation.selection import selected
 from cloister.simulations.experiment import Experiment, plain
 from cloister.simulations.prepare import Prepared
 from cloister.simulations.record import Client, Deviation, Evaluation, Metrics, Rejection, Round, RunRecord, Traffic
@@ -79,6 +80,9 @@ def finish(record: RunRecord, folder: Path, prepared: Prepared, done: Finish, sc
         return
     scores = scores if scores is not None else prepared.evaluator.evaluate(done.model.eval())
     record.final = dict(scores.metrics)
+    chosen = selected([entry.metrics for entry in record.rounds])
+    if chosen is not None:
+        record.baselines["validation-selected"] = chosen
     describe: Callable[[Path], Evaluation] | None = getattr(scores, "describe", None)
     if describe is not None:
         record.evaluation = Evaluation.model_validate(describe(folder))

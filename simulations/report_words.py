@@ -21,6 +21,7 @@ _FRACTIONS = set(_METRICS) - {"loss"}
 _BASELINES = {
     "local-only": ("Local only", "mean of the clients, each trained alone"),
     "oracle-aligned": ("Oracle-aligned", "federated, people matched by ground truth"),
+    "validation-selected": ("Validation-selected", "the round that was best on unseen people of the source data"),
     "pooled": ("Pooled", "all images in one place, no isolation"),
 }
 _RELEASES = {"arrays": "weights"}

@@ -13,6 +13,7 @@ from rich.console import Console
 from cloister.errors import QuorumError, RunError
 from cloister.server import checkpoint
 from cloister.server.app import Finish, RoundReport, Scores, serve
+from cloister.server.evaluation.selection import PREFIX
 from cloister.simulations import recording, report
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
@@ -100,10 +101,11 @@ def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display
 
 
 def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord, display: Display) -> None:
-    if not experiment.baselines[name]:  # nothing differs: the run itself is this baseline
-        record.baselines[name] = dict(record.final)
+    baseline = experiment.baseline(name)
+    if baseline.same_run(experiment):  # the run itself is this baseline
+        record.baselines[name] = {key: value for key, value in record.final.items() if not key.startswith(PREFIX)}
         return
-    prepared = prepare(experiment.baseline(name))
+    prepared = prepare(baseline)
     own = folder / "baselines" / name
     metrics: Metrics = {}
     with display.stage(name, prepared.experiment.rounds, 0) as bar:

@@ -39,7 +39,7 @@ def _values(entry: Round) -> dict[str, float]:
 @contextmanager
 def _tensorboard(folder: Path) -> Iterator[Callable[[Round], None]]:
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
     except ImportError as error:
         raise ConfigError("tracking = tensorboard: install the extra, `pip install cloister[tracking]`") from error
     with SummaryWriter(str(folder)) as writer:

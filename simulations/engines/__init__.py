@@ -15,7 +15,8 @@ def open_grid(
 ) -> EngineGrid:
     """Return a grid over the engine that ``config`` names, serving the ClientApp at ``app``. Close it after use."""
     workers = config.workers or min(len(nodes.names), len(os.sched_getaffinity(0)))
-    common: dict[str, Any] = {"app": app, "run_config": dict(run_config or {}), "workers": workers, "threads": config.threads}
+    common: dict[str, Any] = {"app": app, "run_config": dict(run_config or {}), "threads": config.threads}
+    common["workers"] = workers
     if config.name == "local":
         from cloister.simulations.engines.local import local_grid
 

@@ -1,29 +1,26 @@
 """A run that is killed at any moment resumes to the same weights, bit for bit."""
 
 import hashlib
+import io
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from cloister.simulations import run as runner
+from cloister.simulations.engines.nursery import nursery
+from cloister.simulations.experiment import Experiment
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
-# Everything durable appears by a rename. Dying before or after the n-th one visits the gaps between any two steps.
-DIE_AT = """
-import os, signal
-count, rename = [0], os.replace
-def replace(source, target):
-    count[0] += 1
-    if count[0] == {number} and {before}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target)
-    if count[0] == {number}:
-        os.kill(os.getpid(), signal.SIGKILL)
-os.replace = replace
-"""
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
 
 
 def weights(run: Path) -> str:
@@ -31,39 +28,94 @@ def weights(run: Path) -> str:
     return last.name + hashlib.sha256((last / "arrays.safetensors").read_bytes()).hexdigest()
 
 
+def run_and_die(experiment: Experiment, out: Path, number: int, before: bool) -> None:
+    """Run in a forked process that kills itself just before, or just after, its ``number``-th rename.
+
+    Everything durable appears by a rename, so these moments visit the gaps between any two steps.
+    """
+    nursery()  # started here, so that the child finds it warm
+    child = os.fork()
+    if child == 0:
+        count, rename = [0], os.replace
+
+        def replace(source: Path, target: Path) -> None:
+            count[0] += 1
+            if count[0] == number and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
+            if count[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace  # type: ignore[assignment]
+        try:
+            runner.run(experiment, out, console=quiet())
+        finally:
+            os._exit(1)  # it was to be killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def uninterrupted() -> dict[str, str]:
     return {}
 
 
-@pytest.mark.slow
-# Renames of the driver: experiment.toml, then per round the record and the checkpoint, then record and report.
-@pytest.mark.parametrize(
-    ("number", "before"), [(1, False), (2, True), (3, True), (3, False), (6, True), (8, False), (9, True), (10, True)]
-)
-def test_killed_driver(
-    toy: Path, tmp_path: Path, command: Command, uninterrupted: dict[str, str], number: int, before: bool
-) -> None:
+# Renames of the driver: experiment.toml; in each of four rounds the record and the checkpoint; the record; the report.
+@pytest.mark.parametrize("number", range(1, 12))
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, str], number: int, before: bool) -> None:
+    experiment = Experiment.load(str(toy))
     if not uninterrupted:
-        whole = command("run", toy, "--out", tmp_path / "whole")
-        assert whole.returncode == 0, whole.stderr
+        runner.run(experiment, tmp_path / "whole", console=quiet())
         uninterrupted["weights"] = weights(tmp_path / "whole")
-    killed = command("run", toy, "--out", tmp_path / "run", prelude=DIE_AT.format(number=number, before=before))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    resumed = command("resume", tmp_path / "run")
-    assert resumed.returncode == 0, resumed.stderr
+    run_and_die(experiment, tmp_path / "run", number, before)
+    if number == 1 and before:
+        assert not (tmp_path / "run" / "experiment.toml").exists()
+        runner.run(experiment, tmp_path / "run", console=quiet())
+    else:
+        runner.resume(tmp_path / "run", console=quiet())
     assert weights(tmp_path / "run") == uninterrupted["weights"]
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert [entry["round"] for entry in record["rounds"]] == [1, 2, 3, 4]
+    assert record["final"]
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.slow
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy: Path, tmp_path: Path, command: Command) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert command("run", toy, "--out", whole).returncode == 0
-    assert command("run", toy, "--out", run, prelude=DIE_AT.format(number=8, before=True)).returncode < 0
-    newest = sorted((run / "checkpoints").glob("round-*"))[-1] / "arrays.safetensors"
+def test_killed_twice(toy: Path, tmp_path: Path) -> None:
+    experiment = Experiment.load(str(toy))
+    runner.run(experiment, tmp_path / "whole", console=quiet())
+    run_and_die(experiment, tmp_path / "run", 4, True)
+    child = os.fork()
+    if child == 0:
+        rename = os.replace
+
+        def replace(source: Path, target: Path) -> None:
+            rename(source, target)
+            if "round-000003" in str(target):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace  # type: ignore[assignment]
+        try:
+            runner.resume(tmp_path / "run", console=quiet())
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    runner.resume(tmp_path / "run", console=quiet())
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy: Path, tmp_path: Path) -> None:
+    experiment = Experiment.load(str(toy))
+    runner.run(experiment, tmp_path / "whole", console=quiet())
+    run_and_die(experiment, tmp_path / "run", 8, True)
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("round-*"))[-1] / "arrays.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
-    assert command("resume", run).returncode == 0
-    assert weights(run) == weights(whole)
+    runner.resume(tmp_path / "run", console=quiet())
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_resume_from_the_command_line(toy: Path, tmp_path: Path, command: Command) -> None:
+    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 5, False)
+    resumed = command("resume", tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "report:" in resumed.stdout

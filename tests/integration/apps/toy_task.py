@@ -63,7 +63,9 @@ class Toy(Task[Any]):
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             loss.backward()
             optimiser.step()
-        buffers = {name: optimiser.state[p]["momentum_buffer"] for name, p in zip(names, model.parameters())}
+        buffers = {
+            name: optimiser.state[p]["momentum_buffer"] for name, p in zip(names, model.parameters(), strict=True)
+        }
         round.state.save("momentum", buffers)
         return Update(examples=24, steps=3, metrics={"loss": loss.item()})
 
