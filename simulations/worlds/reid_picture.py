@@ -157,9 +157,9 @@ def _cloth(patch: _Patch, cloth: Cloth, pose: Pose, sensor: Sensor) -> Plane:
     elif sensor is Sensor.NEAR_INFRARED:
         first, second = np.full(3, cloth.infrared, np.float32), np.full(3, cloth.infrared_second, np.float32)
     else:
-        warm = 0.78 - 0.55 * MATERIALS[cloth.material].insulation
+        warm = 0.85 - 0.6 * MATERIALS[cloth.material].insulation
         first = np.full(3, warm, np.float32)
-        second = np.full(3, warm + 0.12 * (cloth.infrared_second - cloth.infrared), np.float32)
+        second = np.full(3, warm + 0.4 * (cloth.infrared_second - cloth.infrared), np.float32)
     if cloth.pattern == "plain":
         return first[None, None]
     mixed: Plane = first + _texture(patch, cloth, pose)[..., None] * (second - first)

@@ -108,7 +108,7 @@ def _expose(canvas: Plane, camera: Camera, sensor: Sensor, generator: np.random.
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
         lamp = 1.0 - (0.3 if sensor is Sensor.NEAR_INFRARED else 0.0) * (x**2 + y**2) / 2
         picture = canvas * (lamp * np.float32(gain))[..., None]
-        blur, noise = camera.blur + (0.15 if sensor is Sensor.NEAR_INFRARED else 0.5), 1.4 * camera.noise
+        blur, noise = camera.blur + (0.15 if sensor is Sensor.NEAR_INFRARED else 0.3), 1.4 * camera.noise
     picture = 0.5 + (picture - 0.5) * np.float32(camera.contrast)
     grain = generator.standard_normal(canvas.shape if sensor is Sensor.VISIBLE else (height, width, 1), np.float32)
     softened = _soften(picture, blur * height / 96)
