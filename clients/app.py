@@ -11,7 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def train(message: Message, context: Context) -> Message:
     """Train one round on this client's data; reply with weight deltas, metrics and the task's releases."""
     resident, round_ = _open(message, context)
     task, client = resident.task, round_.client
-    with isolated(client, task.root, lambda path: task.may_open(client, path)):
+    with isolated(client, partial(task.may_open, client)):
         live = _receive(resident, round_)
         resident.model.train()
         update = task.train(resident.model, resident.load(client), round_)
@@ -174,7 +174,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on this client's held-out data; reply with metrics only."""
     resident, round_ = _open(message, context)
     task, client = resident.task, round_.client
-    with isolated(client, task.root, lambda path: task.may_open(client, path)):
+    with isolated(client, partial(task.may_open, client)):
         _receive(resident, round_)
         resident.model.eval()
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """Isolation inside a simulation's worker process: a client opens its own files, or fails.
 
 One worker serves many clients in turn. While it serves one, every file that Python opens, lists or maps passes an
-audit hook (PEP 578), which cannot be removed; a path under the data folder that is not the client's own raises
-:class:`IsolationError`.
+audit hook (PEP 578), which cannot be removed; a path that the task does not grant to this client, as written or with
+its links resolved, raises :class:`IsolationError`.
 
 Guarantee: covers opens made through Python on any thread (``open``, ``os.open``, ``os.listdir``, ``os.scandir`` and
 everything built on them, such as Pillow and NumPy), which is how every reader of :mod:`cloister.datasets` opens files.
@@ -26,7 +26,6 @@ _EVENTS = frozenset({"open", "os.listdir", "os.scandir"})
 @dataclass(frozen=True)
 class _Boundary:
     client: str
-    root: str
     may_open: Callable[[Path], bool]
 
 
@@ -35,12 +34,12 @@ _installed: list[bool] = []
 
 
 @contextmanager
-def isolated(client: str, root: Path, may_open: Callable[[Path], bool]) -> Iterator[None]:
-    """While active, opening a path under ``root`` for which ``may_open`` is false raises :class:`IsolationError`."""
+def isolated(client: str, may_open: Callable[[Path], bool]) -> Iterator[None]:
+    """While active, opening a path for which ``may_open`` is false raises :class:`IsolationError`."""
     if not _installed:
         sys.addaudithook(_audit)
         _installed.append(True)
-    _active.append(_Boundary(client, os.path.realpath(root), may_open))
+    _active.append(_Boundary(client, may_open))
     try:
         yield
     finally:
@@ -51,11 +50,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in _EVENTS or not _active or not isinstance(arguments[0], (str, bytes, os.PathLike)):
         return
     boundary = _active[-1]
-    path = os.path.realpath(os.fsdecode(arguments[0]))
-    if not path.startswith(boundary.root + os.sep):
-        return
-    if not boundary.may_open(Path(path)):
-        raise IsolationError(
-            f"client {boundary.client!r} tried to open {path}, which belongs to another client; "
-            "read only what Task.load() of this client needs"
-        )
+    written = os.path.abspath(os.fsdecode(arguments[0]))
+    for path in (written, os.path.realpath(written)):
+        if not boundary.may_open(Path(path)):
+            raise IsolationError(
+                f"client {boundary.client!r} tried to open {path}, which belongs to another client; "
+                "read only what Task.load() of this client needs"
+            )

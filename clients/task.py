@@ -132,5 +132,5 @@ class Task(ABC, Generic[Data]):
         return None
 
     def may_open(self, client: str, path: Path) -> bool:
-        """Return whether a client's process may open this file under the data folder. Default: any."""
+        """Return whether a client's process may open or list this path. Must do no input or output. Default: any."""
         return True
