@@ -163,7 +163,7 @@ class BaseStrategy(Strategy):
         check_model(self.groups, current)
         cohort = self._draw(grid, server_round, "cohort", self.config.fraction, self.config.cohort_size)
         fold = self.open_fold(server_round, current)
-        inbox = self._open_inbox(cohort, current, fold)
+        inbox = self._open_inbox(cohort, arrays, fold)
         releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
         record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **self.scalars()})
         contents: dict[str, RecordDict] = {}
@@ -308,13 +308,15 @@ class BaseStrategy(Strategy):
         if result.void and self.void_rounds >= limit:
             raise QuorumError(ending(result.void, self.void_rounds, limit))
 
-    def _open_inbox(self, cohort: Cohort, current: Mapping[str, NDArray], fold: Fold) -> Inbox:
+    def _open_inbox(self, cohort: Cohort, arrays: ArrayRecord, fold: Fold) -> Inbox:
+        current = views(arrays)
         for exchange in self.exchanges:
             exchange.begin(current)
         rules = ReplyRules(
             arrays=current,
             measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
             variances=variances(self.groups, self.pooled) & set(current),
+            sent=lambda client: self.payload(client, arrays),
             limits=self.config.limits,
             extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
             steps=self.needs_steps,

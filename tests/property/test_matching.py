@@ -13,14 +13,18 @@ from cloister.strategies.uci import group_means
 
 @st.composite
 def released(draw: st.DrawFn) -> dict[str, Rows]:
-    """Distinct centres of up to five clients: noisy looks at a common pool of people, or unrelated."""
+    """Distinct centres of up to five clients: noisy looks at a common pool of people, or full of exact ties."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     people = generator.normal(size=(8, 6))
-    noise = draw(st.sampled_from([0.01, 0.5, 3.0]))
+    noise = draw(st.sampled_from([0.01, 0.5, 3.0, None]))
+    corners = np.array([corner for corner in np.ndindex(3, 3, 3) if corner != (1, 1, 1)]) - 1.0
     clients = {}
     for name in "abcde"[: draw(st.integers(1, 5))]:
         held = draw(st.lists(st.integers(0, 7), unique=True, max_size=8))
-        values = people[held].reshape(-1, 6) + noise * generator.normal(size=(len(held), 6))
+        if noise is None:
+            values = corners[generator.permutation(len(corners))[: len(held)]]
+        else:
+            values = people[held].reshape(-1, 6) + noise * generator.normal(size=(len(held), 6))
         clients[name] = Rows(np.arange(len(held)), values.astype(np.float32))
     return clients
 

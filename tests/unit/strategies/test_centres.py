@@ -143,6 +143,15 @@ def test_bad_rows_are_refused(change: dict[str, np.ndarray], reason: str) -> Non
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["l2rw", "l2rw-uci"])
+def test_a_reply_with_bad_centres_is_refused_whole(lab: SimpleNamespace, name: str) -> None:
+    clients = lab.clients(cam2=releasing(lab, "cam2", [3, 3], np.ones((2, 4))))
+    done = lab.run(lab.FakeGrid(clients), {"name": name}, 1)
+    assert "expected distinct labels" in done.rounds[0].outcomes["cam2"].reason
+    alone = lab.run(lab.FakeGrid(lab.clients(cam2=lambda message: None)), {"name": name}, 1)
+    assert lab.same(done.arrays, alone.arrays)
+
+
 @pytest.mark.parametrize("width", [2, None])
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 def test_another_width_is_refused_whole_and_whatever_the_order(
@@ -161,15 +170,20 @@ def test_another_width_is_refused_whole_and_whatever_the_order(
 
 
 def test_a_void_round_keeps_the_centres_of_the_last_valid_one(lab: SimpleNamespace) -> None:
-    grid = lab.FakeGrid({"a": releasing(lab, "cam1", [0], [[1, 0]]), "b": releasing(lab, "cam2", [0], [[5, 0]])})
+    def silent(message: Message) -> None:
+        return None
+
+    honest = {name: releasing(lab, "cam1", [0], [[value, 0]]) for name, value in (("a", 1), ("b", 5), ("c", 9))}
+    grid = lab.FakeGrid(honest)
     strategy = lab.make(grid, {"name": "l2rw", "quorum": {"replies": 2, "deadline_s": 9.0}})
     arrays = strategy.start(grid, lab.initial("l2rw"), 1).arrays
-    grid.handlers["a"], honest = releasing(lab, "cam1", [0], [[99, 0]]), grid.handlers["b"]
-    grid.handlers["b"] = lambda message: None
+    grid.handlers = {"a": releasing(lab, "cam1", [0], [[99, 0]]), "b": silent, "c": silent}
     arrays = strategy.start(grid, arrays, 2, first_round=2).arrays
-    grid.handlers["b"] = honest
-    strategy.start(grid, arrays, 3, first_round=3)
-    np.testing.assert_allclose(sent(grid, 3)["a"]["values"], [[3, 0]])
+    grid.handlers = {**honest, "a": silent}
+    arrays = strategy.start(grid, arrays, 3, first_round=3).arrays
+    strategy.start(grid, arrays, 4, first_round=4)
+    np.testing.assert_allclose(sent(grid, 3)["a"]["values"], [[5, 0]])
+    np.testing.assert_allclose(sent(grid, 4)["a"]["values"], [[5, 0]])
 
 
 def test_centres_are_kept_as_copies(lab: SimpleNamespace) -> None:

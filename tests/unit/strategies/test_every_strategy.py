@@ -178,7 +178,7 @@ BAD = {
     "norm": (with_arrays(conv__weight=lambda it: it * 1e6), "L2 norm at most 1000"),
     "huge": (with_arrays(conv__weight=lambda it: it * 0 + 1e13), "L2 norm at most 1000, found 1"),
     "overflow": (with_arrays(bn__running_mean=lambda it: it * 0 + 3e38), "L2 norm at most 1e[+]15"),
-    "negative-variance": (with_arrays(bn__running_var=lambda it: it - 99), "variances that stay positive, found -98"),
+    "negative-variance": (with_arrays(bn__running_var=lambda it: it - 99), "expected variances from 0, found -98"),
     "garbled": (garbled, "cannot be decoded"),
     "lying": (lying, r"found \(3, 3\)"),
     "no-weight": (with_metrics(**{"num-examples": None}), "num-examples.*found None"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from flwr.app import Error, Message, RecordDict
 
-from cloister.flower import views
+from cloister.flower import array_record, views
 
 
 def test_every_client_trains_its_own_model_as_if_alone(lab: SimpleNamespace) -> None:
@@ -56,3 +56,16 @@ def test_evaluation_uses_each_clients_own_model(lab: SimpleNamespace) -> None:
     grid = lab.FakeGrid({name: client(name) for name in lab.NAMES})
     done = lab.run(grid, {"name": "local-only", "evaluate_fraction": 1.0}, 1)
     assert all(lab.same(seen[name], views(done.result.client_arrays[name])) for name in lab.NAMES)
+
+
+def test_a_variance_is_checked_against_the_clients_own_model(lab: SimpleNamespace) -> None:
+    def breathing(message: Message) -> RecordDict:
+        content = lab.trained(message, "cam1")
+        changes = views(content["arrays"])
+        grows = message.content["config"]["server-round"] % 2 == 1
+        changes["bn.running_var"] = np.full(16, 50 if grows else -48, np.float32)
+        return RecordDict({**content, "arrays": array_record(changes)})
+
+    done = lab.run(lab.FakeGrid({"cam1": breathing}), {"name": "local-only"}, 3)
+    assert all(result.outcomes["cam1"].accepted for result in done.rounds)
+    assert views(done.result.client_arrays["cam1"])["bn.running_var"].tolist() == [53] * 16

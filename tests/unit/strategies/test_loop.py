@@ -146,6 +146,19 @@ def test_the_norm_of_a_change_covers_shared_entries_only(lab: SimpleNamespace) -
     assert done.outcomes["cam1"].norm == pytest.approx(5.0)
 
 
+def test_what_rounding_left_below_zero_is_no_clients_fault(lab: SimpleNamespace) -> None:
+    def idle(message: Message) -> RecordDict:
+        content = lab.trained(message, "cam1")
+        changes = {key: np.zeros_like(values) for key, values in views(content["arrays"]).items()}
+        return RecordDict({**content, "arrays": array_record(changes)})
+
+    grid = lab.FakeGrid({"cam1": idle})
+    start = {**lab.model(), "bn.running_var": np.full(16, -1e-8, np.float32)}
+    done: list[Any] = []
+    lab.make(grid, {"name": "fedavg"}).start(grid, array_record(start), 1, on_round=done.append)
+    assert done[0].outcomes["cam1"].reason == ""
+
+
 def evaluating(lab: SimpleNamespace, name: str, examples: int, score: float) -> Any:
     def answer(message: Message) -> RecordDict:
         if message.metadata.message_type == "train":
@@ -298,7 +311,8 @@ def test_a_second_reply_of_one_client_is_ignored_by_flowers_path(lab: SimpleName
     ]
     stranger = Message(lab.trained(messages[0], "cam1"), reply_to=messages[0])
     stranger.metadata.__dict__["_src_node_id"] = 4711
-    arrays, _ = strategy.aggregate_train(1, [stranger, *replies, *replies])
+    other = Message(lab.trained(messages[1], "cam5"), reply_to=messages[1])  # cam2 again, with something else
+    arrays, _ = strategy.aggregate_train(1, [stranger, replies[1], other, *replies, *replies])
     assert lab.same(views(arrays), lab.run(lab.FakeGrid(lab.clients()), {"name": "fedavg"}, 1).arrays)
 
 

@@ -20,7 +20,9 @@ def hostile(lab: SimpleNamespace, factor: float) -> Any:
     def answer(message: Message) -> RecordDict:
         content = lab.trained(message, "cam1")
         for_all = {
-            key: np.full_like(values, factor) if values.dtype.kind == "f" else values
+            key: np.full_like(values, abs(factor) if key.endswith("var") else factor)
+            if values.dtype.kind == "f"
+            else values
             for key, values in views(content["arrays"]).items()
         }
         content["arrays"] = array_record(for_all)
@@ -48,6 +50,19 @@ def test_median_and_trimmed_mean_are_those_of_numpy_and_scipy(lab: SimpleNamespa
         np.testing.assert_allclose(median[key], start + np.median(stacked, axis=0), rtol=1e-6)
         np.testing.assert_allclose(trimmed[key], start + stats.trim_mean(stacked, 0.2, axis=0), rtol=1e-5)
     assert median["bn.num_batches_tracked"].dtype == np.int64
+
+
+def test_a_median_between_two_counts_is_rounded(lab: SimpleNamespace) -> None:
+    def counting(count: int) -> Any:
+        def answer(message: Message) -> RecordDict:
+            content = lab.trained(message, "cam1")
+            counted = {**views(content["arrays"]), "bn.num_batches_tracked": np.array(count, np.int64)}
+            return RecordDict({**content, "arrays": array_record(counted)})
+
+        return answer
+
+    grid = lab.FakeGrid({"a": counting(3), "b": counting(4)})
+    assert lab.run(grid, {"name": "fedmedian"}, 1).arrays["bn.num_batches_tracked"] == 4  # 3.5, to even
 
 
 @pytest.mark.parametrize(

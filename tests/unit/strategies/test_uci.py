@@ -159,6 +159,15 @@ def test_mutual_neighbours_and_the_threshold_by_hand() -> None:
     assert match_identities(released, 0.6) == ((Member("a", 0), Member("b", 0)),)
 
 
+def test_only_mutual_neighbours_are_joined() -> None:
+    def at(*degrees: float) -> Rows:
+        angles = np.radians(degrees)
+        return Rows(np.arange(len(degrees)), np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+
+    # a1 (20 degrees) is nearest to b1 (5), but b1 is nearer to a0 (1), and a0 is taken by b0 (0).
+    assert match_identities({"a": at(1, 20), "b": at(0, 5)}, 0.0) == ((Member("a", 0), Member("b", 0)),)
+
+
 def test_a_merge_that_would_join_two_people_of_one_client_is_refused() -> None:
     def at(*degrees: float) -> Rows:
         angles = np.radians(degrees)
