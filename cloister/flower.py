@@ -28,14 +28,24 @@ for _name, _value in (
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from contextvars import ContextVar  # noqa: E402
+from importlib.metadata import version  # noqa: E402
 from io import BytesIO  # noqa: E402
 from typing import TYPE_CHECKING, Any, cast  # noqa: E402
 
 import numpy as np  # noqa: E402
 from flwr.app import Array, ArrayRecord, Message, RecordDict  # noqa: E402
-from flwr.common.serde import message_from_proto, message_to_proto  # noqa: E402
-from flwr.proto.message_pb2 import Message as ProtoMessage  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+from cloister.errors import ConfigError  # noqa: E402
+
+try:
+    from flwr.common.serde import message_from_proto, message_to_proto
+    from flwr.proto.message_pb2 import Message as ProtoMessage
+    from flwr.supercore.task_identity import TaskIdentity
+except ImportError as error:
+    raise ConfigError(
+        f"flwr {version('flwr')}: a part that Cloister needs is not where it was ({error}); "
+        "install the version in constraints.txt"
+    ) from error
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +73,10 @@ class TensorArray(Array):
     def numpy(self) -> NDArray:
         """Return a fresh, writable copy, as Flower's own ``Array`` does."""
         return cast(NDArray, self.__dict__["values"].copy())
+
+    def deflate(self) -> bytes:
+        """Return the bytes of a plain ``Array``: Flower's object store looks classes up by name and knows no other."""
+        return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as values (Ray and multiprocessing move messages only in tests)."""
