@@ -40,8 +40,10 @@ settings.load_profile("cloister")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, all Ray tests in one, and start the long files first."""
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+        ray = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.as_posix()))
+        if ray and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(240))  # whichever test comes first waits until Ray has started
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in slow)
 
