@@ -78,7 +78,8 @@ def _resident(name: str, settings: str, root: str, seeds: SeedTree) -> _Resident
     return _Resident(task, model.to(device), groups, device)
 
 
-def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
+def _open(message: Message, context: Context, *, trained: bool = False) -> tuple[_Resident, Round]:
+    """Return what serves this message, and the round as the client sees it: before its training, or after it."""
     config: dict[str, Any] = dict(message.content.config_records["config"])
     root = str(context.node_config.get("data") or context.run_config.get("data") or ".")
     seeds = SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"]))
@@ -92,7 +93,7 @@ def _open(message: Message, context: Context) -> tuple[_Resident, Round]:
         total=int(config.get("rounds", number)),
         client=client,
         seeds=seeds,
-        state=ClientState(Path(str(folder)) / client if folder else None, number),
+        state=ClientState(Path(str(folder)) / client if folder else None, number + trained),
         config=config,
         received={kind: views(record) for kind, record in arrays.items() if kind != "arrays"},
         reference=views(arrays["arrays"]),
@@ -172,7 +173,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received weights on this client's held-out data; reply with metrics only."""
-    resident, round_ = _open(message, context)
+    resident, round_ = _open(message, context, trained=True)
     task, client = resident.task, round_.client
     with isolated(client, partial(task.may_open, client)):
         _receive(resident, round_)

@@ -1,13 +1,13 @@
 """The gate: the only exit of a client.
 
 The outermost Flower mod of the ClientApp. A reply passes when everything in it is declared: the weights are exactly
-the entries that the model specification releases, every other record is of a kind the task may release, and the
-metrics are finite numbers. Whatever else happens in the client (an exception, a wrong key) leaves as a bare error code;
-the text stays in the client's own log.
+the entries that the model specification releases in the form in which they came, every other record is of a kind the
+task may release, and the metrics are finite numbers. Whatever else happens in the client (an exception, a wrong key)
+leaves as a bare error code; the text stays in the client's own log.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord
@@ -21,15 +21,18 @@ LOG_NAME = "errors.log"
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Return the app's reply if every part of it may leave, else an error reply that says nothing but a code."""
+    what: object
     try:
         reply = call_next(message, context)
-        if reply.has_content():
+        if not reply.has_error():
             check_release(message, reply)
-        return reply
+            return reply
+        code, name, what = reply.error.code, "an error reply", reply.error.reason
     except Exception as error:  # nothing of an exception may leave, whatever its type
-        _log(context, message, error)
         code = error.code if isinstance(error, CloisterError) else CloisterError.code
-        return Message(Error(code, f"{type(error).__name__} (the text stays in the client's log)"), reply_to=message)
+        name, what = type(error).__name__, error
+    _log(context, message, name, what)
+    return Message(Error(code, f"{name} (the text stays in the client's log)"), reply_to=message)
 
 
 def check_release(message: Message, reply: Message) -> None:
@@ -40,6 +43,11 @@ def check_release(message: Message, reply: Message) -> None:
             raise ReleaseError(
                 f"{client}: release kind {kind!r} is not declared; expected one of {sorted(RELEASE_KINDS)}"
             )
+        expected = MetricRecord if kind == "metrics" else ArrayRecord
+        if not isinstance(record, expected):
+            raise ReleaseError(
+                f"{client}: release {kind!r}: expected {expected.__name__}, found {type(record).__name__}"
+            )
         if isinstance(record, MetricRecord):
             _check_metrics(client, record)
     asked, released = message.content.array_records.get("arrays"), reply.content.array_records.get("arrays")
@@ -47,13 +55,17 @@ def check_release(message: Message, reply: Message) -> None:
         _check_entries(client, asked if asked is not None else ArrayRecord(), released)
 
 
-def _check_entries(client: str, asked: Mapping[str, object], released: Mapping[str, object]) -> None:
+def _check_entries(client: str, asked: ArrayRecord, released: ArrayRecord) -> None:
     extra, missing = sorted(set(released) - set(asked)), sorted(set(asked) - set(released))
     if extra or missing:
         raise ReleaseError(
             f"{client}: weights to be released differ from those received: undeclared {extra[:5]}, "
             f"missing {missing[:5]}; declare groups in ModelSpec.groups()"
         )
+    for name, array in released.items():
+        expected, found = ((it.dtype, tuple(it.shape)) for it in (asked[name], array))
+        if found != expected:
+            raise ReleaseError(f"{client}: weights to be released: {name}: expected {expected}, found {found}")
 
 
 def _check_metrics(client: str, record: MetricRecord) -> None:
@@ -63,13 +75,14 @@ def _check_metrics(client: str, record: MetricRecord) -> None:
             raise ReleaseError(f"{client}: metric {key!r} is not finite; look at the client's data and learning rate")
 
 
-def _log(context: Context, message: Message, error: Exception) -> None:
+def _log(context: Context, message: Message, name: str, what: object) -> None:
     folder = context.node_config.get("state")
     if not folder:
         return
     path = Path(str(folder)) / str(context.node_config.get("client", context.node_id)) / LOG_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
     config = message.content.config_records.get("config") if message.has_content() else None
     number = config.get("server-round") if config else None
-    with path.open("a") as log:
-        log.write(f"round {number!r}: {type(error).__name__}: {error}\n")
+    with contextlib.suppress(Exception):  # why a log cannot be written is not for the server either
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"round {number!r}: {name}: {what}\n")

@@ -47,10 +47,13 @@ def isolated(client: str, may_open: Callable[[Path], bool]) -> Iterator[None]:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in _EVENTS or not _active or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+    if event not in _EVENTS or not _active:
+        return
+    given = os.curdir if arguments[0] is None else arguments[0]  # os.listdir() lists the working folder
+    if not isinstance(given, (str, bytes, os.PathLike)):
         return
     boundary = _active[-1]
-    written = os.path.abspath(os.fsdecode(arguments[0]))
+    written = os.path.abspath(os.fsdecode(given))
     for path in (written, os.path.realpath(written)):
         if not boundary.may_open(Path(path)):
             raise IsolationError(

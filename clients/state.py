@@ -1,5 +1,6 @@
 """A client's private memory between rounds: files in a folder of its own, one version per round."""
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cloister.errors import RunError
 
-_VERSION = re.compile(r"(?P<name>[a-z-]+)-(?P<round>\d{6})\.safetensors")
+_VERSION = re.compile(r"(?P<name>.+)-(?P<round>\d{6})\.safetensors")
 
 _KEPT = 3  # versions on disk: this round's, and those that a resume from either of the last two checkpoints asks for
 
@@ -44,14 +45,15 @@ class ClientState:
         """Keep a group as of this round; drop versions that no resume can ask for."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}-{self.round:06d}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, temporary)
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise RunError(f"client state {path}: cannot be written ({error}); free disk space and resume") from error
         for number in sorted(self._versions(name))[:-_KEPT]:
             (self.folder / f"{name}-{number:06d}.safetensors").unlink(missing_ok=True)
