@@ -1,5 +1,5 @@
 # Every target makes its own virtual environment in .venv on first use; Python 3.11 with pip is all it needs.
-# pip's usual settings (PIP_INDEX_URL, pip.conf) decide where packages come from, and so whether torch is a CPU or a
+# pip's usual settings decide where packages come from, and so whether torch is a CPU or a
 # CUDA build; constraints.txt decides the versions. PYTHON=... picks another interpreter, VENV=... another folder.
 
 VENV ?= .venv
@@ -19,8 +19,7 @@ help:
 	@echo "make clean   remove $(VENV), caches and builds; runs and worlds stay"
 
 demo: $(VENV)/installed-simulation
-	$(VENV)/bin/cloister run reid-ci --preset tiny --out runs/demo
-	@echo "The report: $(CURDIR)/runs/demo/report.html"
+	$(VENV)/bin/cloister run reid-ci --preset tiny
 
 test: $(VENV)/installed-dev
 	$(RUN) pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(TESTS)

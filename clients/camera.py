@@ -17,7 +17,7 @@ from cloister.clients.camera_training import LocalTraining
 from cloister.clients.task import ClientRow, Deviation, NDArray, Round, Task, Update
 from cloister.datasets.reid import ClientImages, Federation, federation
 from cloister.errors import ConfigError, WeightsError
-from cloister.models.l2rw import sampler
+from cloister.models.l2rw import sampler, schedule
 from cloister.models.l2rw.config import CameraConfig
 from cloister.models.l2rw.network import ReidNetwork
 from cloister.models.l2rw.spec import ReidSpec
@@ -128,6 +128,10 @@ class CameraTask(Task[ClientImages]):
         if not self.config.model.pretrained:
             changed.append(Deviation(topic="model.pretrained", paper="ImageNet weights", run="random initial weights"))
         return [*changed, *_ALWAYS]
+
+    def check(self, rounds: int) -> None:
+        """Raise :class:`ConfigError` unless the learning rate's peak lies before the last round."""
+        schedule.rate(self.config.train, 1, rounds, 0, 1)
 
     def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
         """Return the map from (client, private label) to identity under ``uci``, from the index files of all clients.

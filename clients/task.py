@@ -127,6 +127,9 @@ class Task(ABC, Generic[Data]):
         """Return every place where these settings depart from the paper's recipe."""
         return ()
 
+    def check(self, rounds: int) -> None:
+        """Raise :class:`ConfigError` for settings that cannot be used in a run of ``rounds`` rounds."""
+
     def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
         """Return the map from (client, private label) to subject where labels are private and a simulation knows it."""
         return None

@@ -63,7 +63,7 @@ def run(
         _warm_up(engine or "local")
     from cloister.simulations.experiment import Experiment
 
-    chosen = [*(overrides or ()), *([f'engine.name="{engine}"'] if engine else ())]
+    chosen = [*([f'engine.name="{engine}"'] if engine else ()), *(overrides or ())]  # a new name starts a table anew
     loaded = Experiment.load(experiment, preset=preset, overrides=chosen, data=str(data.resolve()) if data else None)
     if print_only:
         print(loaded.to_toml(), end="")
@@ -161,7 +161,7 @@ def data_split(
     layout: Annotated[str, typer.Argument(help="sysu-mm01, regdb or llcm.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     out: Annotated[Path, typer.Argument(metavar="OUT")],
-    protocol: Annotated[str, typer.Option("--protocol", help="ci or ei.")] = "ci",
+    protocol: Annotated[str, typer.Option("--protocol", help="ci or uci.")] = "ci",
 ) -> None:
     """Cut one data set into one folder per client, each a valid data set with only that client's files."""
     from cloister.simulations import data

@@ -139,16 +139,21 @@ def inherit(path: Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with the values of ``over`` put over it, tables merged key by key.
 
-    A table that brings a ``name`` other than the one it meets replaces it: another strategy has other parameters.
+    A table that brings a ``name`` other than the one it meets replaces it (another strategy has other parameters), and
+    so does an empty table.
     """
     result = dict(base)
     for key, value in over.items():
         mine = result.get(key)
-        if isinstance(mine, Mapping) and isinstance(value, Mapping) and value.get("name") in (None, mine.get("name")):
+        if isinstance(mine, Mapping) and isinstance(value, Mapping) and _belongs(mine, value):
             result[key] = merge(mine, value)
         else:
             result[key] = value
     return result
+
+
+def _belongs(table: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    return bool(over) and over.get("name", table.get("name")) == table.get("name")
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def prepare(experiment: Experiment, *, console: Console | None = None) -> Prepar
     """Return the experiment's parts. Raises :class:`ConfigError` or ``DataError`` before anything is started."""
     data = find_data(experiment, console)
     given = load_task(experiment.task, experiment.settings, data)
+    given.check(experiment.rounds)
     settings = json.dumps(given.resolved())
     task = load_task(experiment.task, json.loads(settings), data)
     return Prepared(

@@ -68,8 +68,7 @@ def add_round(record: RunRecord, done: RoundReport) -> None:
     for client in record.clients:
         if client.name in examples and client.weight is None and len(examples) == len(record.clients):
             client.weight = examples[client.name] / sum(examples.values())
-            steps = done.result.outcomes[client.name].metrics.get("steps")
-            client.steps = int(steps) if steps is not None else None
+            client.steps = done.result.outcomes[client.name].steps
 
 
 def finish(record: RunRecord, folder: Path, prepared: Prepared, done: Finish, scores: Scores | None) -> None:

@@ -83,4 +83,6 @@ class Inbox:
                 self._fold(reply)
         except ReleaseError as error:
             return Outcome(accepted=False, reason=str(error.args[0]))
-        return Outcome(accepted=True, examples=reply.examples, norm=reply.norm, metrics=reply.metrics)
+        return Outcome(
+            accepted=True, examples=reply.examples, steps=reply.steps, norm=reply.norm, metrics=reply.metrics
+        )

@@ -18,6 +18,7 @@ class Outcome:
     accepted: bool
     reason: str = ""
     examples: int = 0
+    steps: int = 0
     norm: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
 

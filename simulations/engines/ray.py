@@ -107,7 +107,7 @@ class RayExecutor(Executor):
     def _connect(self, address: str) -> None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises whatever its start-up meets, bare Exception included
             raise EngineError(
                 f"Ray cluster {address!r} cannot be reached ({error}); start one with `ray start --head` "
                 "or pass address=local"
