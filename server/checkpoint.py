@@ -2,7 +2,7 @@
 
 A checkpoint holds the global weights, everything the strategy remembers, and what was already recorded. It is written
 into a folder of another name, synced to disk, and renamed; a folder that carries the right name is therefore
-complete, and its digest is checked again on reading. No pickle: safetensors and JSON.
+complete, and the digests of its parts are checked again on reading. No pickle: safetensors and JSON.
 """
 
 import hashlib
@@ -53,8 +53,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _save_arrays(temporary / "arrays.safetensors", checkpoint.arrays)
         _save_arrays(temporary / "strategy.safetensors", checkpoint.strategy)
         digests = {name: _digest(temporary / name) for name in ("arrays.safetensors", "strategy.safetensors")}
-        text = json.dumps({"round": checkpoint.round, "digests": digests, "state": checkpoint.state})
-        _write_synced(temporary / "state.json", text.encode())
+        content = {"round": checkpoint.round, "digests": digests, "state": checkpoint.state}
+        _write_synced(temporary / "state.json", json.dumps({**content, "digest": _seal(content)}).encode())
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
         _sync_folder(folder)
@@ -93,7 +93,9 @@ def rounds(folder: Path) -> list[int]:
 
 
 def _load(path: Path) -> Checkpoint:
-    content = json.loads((path / "state.json").read_text())
+    content = json.loads((path / "state.json").read_bytes())
+    if not isinstance(content, dict) or content.pop("digest", None) != _seal(content):
+        raise ValueError(f"{path / 'state.json'} is damaged: its digest is not the recorded one")
     for name, digest in content["digests"].items():
         if _digest(path / name) != digest:
             raise ValueError(f"{path / name} is damaged: its digest is not the recorded one")
@@ -109,6 +111,11 @@ def _save_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
     save_file({name: np.ascontiguousarray(values).reshape(values.shape) for name, values in arrays.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Return the digest of JSON values, which is the same before and after they were written."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
