@@ -23,6 +23,7 @@ os.environ.update(
     MKL_NUM_THREADS="1",
     PIP_NO_INDEX="1",
     PIP_DISABLE_PIP_VERSION_CHECK="1",
+    RAY_raylet_start_wait_time_s="120",
 )
 for _name in ("RAY_ADDRESS", "RAY_NAMESPACE"):
     os.environ.pop(_name, None)

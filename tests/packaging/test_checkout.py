@@ -48,6 +48,8 @@ def test_stranger_server_folder_is_not_adopted(tree: Path, run: Callable[..., st
     assert run(sys.executable, "-c", code, cwd=tmp_path, path=site) == ""
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_pytest_runs_before_any_install(tree: Path, run: Callable[..., str], make_python: Callable[..., Path]) -> None:
     python = make_python(None)
     (tree / "tests" / "unit" / "test_probe.py").write_text(
@@ -59,6 +61,7 @@ def test_pytest_runs_before_any_install(tree: Path, run: Callable[..., str], mak
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_mypy_follows_types_across_the_symlinks(
     project: Path, packages: tuple[str, ...], run: Callable[..., str], tmp_path: Path
 ) -> None:

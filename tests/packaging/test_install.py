@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation", "--no-warn-script-location", "--quiet")
 WHERE = "import cloister.errors, cloister.models, cloister.server.evaluation as e; print(e.__file__)"

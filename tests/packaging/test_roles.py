@@ -59,6 +59,7 @@ def test_each_package_imports_only_what_its_role_installs(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_client_and_server_import_with_the_base_alone(
     project: Path, run: Callable[..., str], make_python: Callable[..., Path], tmp_path: Path
 ) -> None:
