@@ -40,7 +40,7 @@ class Experiment(Config):
     to the overrides that turn this experiment into that baseline; ``selection`` holds the overrides under which each
     round is also evaluated on people of the source data, to choose a round by (empty: not done). ``data`` is the
     folder of the data set; where it is empty, the ``world`` of that name is made. ``evaluate_every``: rounds between
-    two evaluations (0: only the last). ``tracking``: also log to "tensorboard" or "mlflow".
+    two evaluations (0: only the last). ``tracking``: also log to "tensorboard".
     """
 
     name: str
@@ -53,7 +53,7 @@ class Experiment(Config):
     world: str = ""
     evaluator: str = ""
     evaluate_every: int = Field(1, ge=0)
-    tracking: Literal["", "tensorboard", "mlflow"] = ""
+    tracking: Literal["", "tensorboard"] = ""
     engine: EngineConfig = EngineConfig()
     settings: dict[str, Any] = Field(default_factory=dict)
     strategy: StrategyConfig
@@ -77,12 +77,7 @@ class Experiment(Config):
         """
         path = find(source)
         content = inherit(path)
-        presets = content.pop("presets", {})
-        chosen = preset or content.get("preset", "paper")
-        if preset and preset not in {*presets, "paper"}:
-            raise ConfigError(f"{path.name}: no preset {chosen!r}; expected one of {sorted({*presets, 'paper'})}")
-        merged = merge(content, presets.get(chosen, {}))
-        merged["preset"] = chosen
+        merged = _with_preset(content, preset, path)
         for override in overrides:
             merged = merge(merged, parse_override(override))
         merged = merge(merged, {key: value for key, value in values.items() if value is not None})
@@ -129,11 +124,40 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}; expected a TOML file") from error
 
 
-def inherit(path: Path) -> dict[str, Any]:
-    """Return the content of an experiment file, laid over that of the experiment it ``extends``, if it names one."""
+def inherit(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the content of an experiment file, laid over that of the experiment it ``extends``, if it names one.
+
+    What it extends is a name or a file; a relative path is looked for beside the file that names it first. ``above``:
+    the files that extend this one.
+    """
     content = read(path)
     base = content.pop("extends", None)
-    return content if base is None else merge(inherit(find(str(base))), content)
+    if base is None:
+        return content
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: extends itself, by way of {', '.join(file.name for file in above)}")
+    beside = path.parent / str(base)
+    try:
+        file = beside if beside.is_file() else find(str(base))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: extends: {error.args[0]}") from None
+    return merge(inherit(file, (*above, path.resolve())), content)
+
+
+def _with_preset(content: Mapping[str, Any], asked: str, path: Path) -> dict[str, Any]:
+    """Return a file's content with a preset laid over it: the one asked for, or the file's own choice.
+
+    A file without presets is one already, such as a printed experiment.
+    """
+    plainly = {key: value for key, value in content.items() if key != "presets"}
+    presets, own = content.get("presets", {}), content.get("preset", "paper")
+    if not isinstance(presets, dict) or not all(isinstance(table, dict) for table in presets.values()):
+        raise ConfigError(f"{path.name}: presets: expected one table for each, [presets.NAME]")
+    chosen, known = asked or own, [*presets, "paper"] if presets else [own]
+    if chosen not in known:
+        raise ConfigError(f"{path.name}: no preset {chosen!r}; expected one of {', '.join(map(str, known))}")
+    over = presets.get(chosen, {}) if presets else {}
+    return {**merge(plainly, over), "preset": chosen}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Optional logging of metrics to TensorBoard or MLflow, beside the run record."""
+"""Optional logging of metrics to TensorBoard, beside the run record."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +17,6 @@ def tracker(experiment: Experiment, folder: Path) -> Iterator[Callable[[Round], 
     """
     if experiment.tracking == "tensorboard":
         with _tensorboard(folder / "tensorboard") as log:
-            yield log
-    elif experiment.tracking == "mlflow":
-        with _mlflow(folder / "mlflow", experiment) as log:
             yield log
     else:
         yield lambda entry: None
@@ -50,15 +47,3 @@ def _tensorboard(folder: Path) -> Iterator[Callable[[Round], None]]:
             writer.flush()
 
         yield log
-
-
-@contextmanager
-def _mlflow(folder: Path, experiment: Experiment) -> Iterator[Callable[[Round], None]]:
-    try:
-        import mlflow  # type: ignore[import-not-found]  # not among the tested dependencies
-    except ImportError as error:
-        raise ConfigError("tracking = mlflow: `pip install mlflow-skinny`") from error
-    mlflow.set_tracking_uri(folder.resolve().as_uri())
-    mlflow.set_experiment(experiment.name)
-    with mlflow.start_run(run_name=f"{experiment.name}-{experiment.preset}"):
-        yield lambda entry: mlflow.log_metrics(_values(entry), step=entry.round)

@@ -31,7 +31,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a page may show and this test does not run: it fetches, installs, edits, or is somebody else's program.
-NOT_RUN = {"git", "cd", "pip", "python3", "python3.11", "source", "export", "pre-commit", "tensorboard", "mlflow"}
+NOT_RUN = {"git", "cd", "pip", "python3", "python3.11", "source", "export", "pre-commit", "tensorboard"}
 NOT_RUN |= {"flwr", "ray", "ls", "cat", "tree"}
 
 FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,})(?P<info>.*)$")
