@@ -13,7 +13,6 @@ from cloister.errors import ConfigError
 from cloister.strategies.config import StrategyConfig
 
 FOLDER = Path(__file__).parent / "experiments"
-PRESETS = ("tiny", "small", "paper")
 
 
 class EngineConfig(Config):

@@ -22,6 +22,7 @@ SMALL = (
     "rounds=2",
     "evaluate_every=0",
     "settings.model.width=4",
+    "settings.model.normalisation='averaged'",
     "settings.model.image_height=48",
     "settings.model.image_width=32",
     "settings.train.identities_per_batch=3",
