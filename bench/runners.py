@@ -8,6 +8,7 @@ driver after the second and the last round, in MiB.
 import itertools
 import json
 import logging
+import multiprocessing
 import random
 import sys
 import time
@@ -51,7 +52,24 @@ class _Rounds:
 
 
 def bare(parameters: int, cohort: int, rounds: int, workers: int, pool: int) -> Result:
-    """A loop in one process: copy the weights in, train, add the change to a sum; nothing else."""
+    """A loop per process: copy the weights in, train, add the change to a sum; nothing else.
+
+    Several of them share a cohort and wait for one another after each round, but exchange nothing: what this machine
+    can do at most.
+    """
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(workers)
+    shares = [cohort // workers + (number < cohort % workers) for number in range(workers)]
+    others = [context.Process(target=_loop, args=(parameters, share, rounds, pool, together)) for share in shares[1:]]
+    for process in others:
+        process.start()
+    watch = _loop(parameters, shares[0], rounds, pool, together)
+    for process in others:
+        process.join()
+    return watch.result()
+
+
+def _loop(parameters: int, cohort: int, rounds: int, pool: int, together: Any) -> _Rounds:
     import torch
 
     from cloister.bench.workload import build, data_of, fit
@@ -62,6 +80,7 @@ def bare(parameters: int, cohort: int, rounds: int, workers: int, pool: int) -> 
     weights = [parameter.detach().clone() for parameter in live]
     sums = [torch.zeros_like(weight) for weight in weights]
     fit(model, data_of(0))  # as in every worker, what torch imports for its first step is there
+    together.wait()
     watch.begin()
     for number in range(rounds):
         for client in random.Random(number).sample(range(pool), cohort):
@@ -76,8 +95,9 @@ def bare(parameters: int, cohort: int, rounds: int, workers: int, pool: int) -> 
             for weight, total in zip(weights, sums, strict=True):
                 weight.add_(total, alpha=1 / (50 * cohort))
                 total.zero_()
+        together.wait()
         watch.end()
-    return watch.result()
+    return watch
 
 
 def cloister(engine: str) -> Callable[[int, int, int, int, int], Result]:
