@@ -11,13 +11,13 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -26,7 +26,7 @@ from cloister.clients.guard import isolated
 from cloister.clients.state import ClientState
 from cloister.clients.task import Round, Task, Update
 from cloister.errors import ConfigError, WeightsError
-from cloister.flower import NDArray, allocate, array_record, tensor, views
+from cloister.flower import NDArray, allocate, array_record, tensors, views
 from cloister.models.spec import Group, check_groups, released
 from cloister.randomness import SeedTree
 
@@ -51,13 +51,25 @@ def load_task(name: str, settings: dict[str, Any], root: Path) -> Task[Any]:
 
 @dataclass
 class _Resident:
-    """What one process keeps between messages for one task: the model and its clients' data."""
+    """What one process keeps between messages for one task: the model and its clients' data.
+
+    ``live``: the model's own tensors by state-dict name. A task trains them in place and never exchanges them.
+    """
 
     task: Task[Any]
     model: nn.Module
     groups: dict[str, Group]
     device: torch.device
+    live: dict[str, torch.Tensor]
     data: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+
+    @cached_property
+    def released(self) -> frozenset[str]:
+        return frozenset(released(self.groups))
+
+    @cached_property
+    def local(self) -> tuple[str, ...]:
+        return tuple(name for name, group in self.groups.items() if group is Group.LOCAL)
 
     def load(self, client: str) -> Any:
         if client not in self.data:
@@ -75,19 +87,20 @@ def _resident(name: str, settings: str, root: str, seeds: SeedTree) -> _Resident
     groups = task.spec.groups(model)
     check_groups(model, groups)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return _Resident(task, model.to(device), groups, device)
+    model = model.to(device)
+    return _Resident(task, model, groups, device, dict(model.state_dict(keep_vars=True)))
 
 
 def _open(message: Message, context: Context, *, trained: bool = False) -> tuple[_Resident, Round]:
     """Return what serves this message, and the round as the client sees it: before its training, or after it."""
-    config: dict[str, Any] = dict(message.content.config_records["config"])
+    config = _config(message)
     root = str(context.node_config.get("data") or context.run_config.get("data") or ".")
     seeds = SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"]))
     resident = _resident(str(config["task"]), str(config["settings"]), root, seeds)
     client = str(context.node_config.get("client") or _client_of_partition(resident.task, context))
     number = int(config["server-round"])
     folder = context.node_config.get("state")
-    arrays = message.content.array_records
+    arrays = {kind: record for kind, record in message.content.items() if isinstance(record, ArrayRecord)}
     round_ = Round(
         number=number,
         total=int(config.get("rounds", number)),
@@ -101,6 +114,13 @@ def _open(message: Message, context: Context, *, trained: bool = False) -> tuple
     return resident, round_
 
 
+def _config(message: Message) -> dict[str, Any]:
+    record = message.content.get("config")
+    if not isinstance(record, ConfigRecord):
+        raise ConfigError("message: expected a ConfigRecord 'config', found none; the server must be Cloister's")
+    return dict(record)
+
+
 def _client_of_partition(task: Task[Any], context: Context) -> str:
     """Flower's own simulator numbers its nodes and knows no names."""
     clients = task.clients()
@@ -110,18 +130,17 @@ def _client_of_partition(task: Task[Any], context: Context) -> str:
     return clients[partition]
 
 
-def _receive(resident: _Resident, round_: Round) -> dict[str, torch.Tensor]:
-    """Copy what came into the resident model, restore what stayed here; return the model's live tensors by name."""
-    live = dict(resident.model.state_dict(keep_vars=True))
-    expected = set(released(resident.groups))
-    if expected != set(round_.reference):
+def _receive(resident: _Resident, round_: Round) -> None:
+    """Copy what came into the resident model and restore what stayed here."""
+    live, expected = resident.live, resident.released
+    if expected != round_.reference.keys():
         extra, missing = sorted(set(round_.reference) - expected)[:5], sorted(expected - set(round_.reference))[:5]
         raise WeightsError(
             f"client {round_.client}: weights received: unknown {extra}, missing {missing}; same settings?"
         )
     kept = round_.state.load("local") or {}
     with torch.no_grad():
-        for name, values in {**{key: tensor(array) for key, array in round_.reference.items()}, **kept}.items():
+        for name, values in {**tensors(round_.reference), **kept}.items():
             if live[name].shape != values.shape:
                 raise WeightsError(
                     f"client {round_.client}, round {round_.number}: {name}: expected shape {tuple(live[name].shape)}, "
@@ -129,17 +148,15 @@ def _receive(resident: _Resident, round_: Round) -> dict[str, torch.Tensor]:
                 )
             live[name].copy_(values)
         if not kept:
-            _reset_local(resident, live, round_.seeds)
-    return live
+            _reset_local(resident, round_.seeds)
 
 
-def _reset_local(resident: _Resident, live: dict[str, torch.Tensor], seeds: SeedTree) -> None:
+def _reset_local(resident: _Resident, seeds: SeedTree) -> None:
     """Give entries that stay at a client their initial values: the resident model last served another client."""
-    names = [name for name, group in resident.groups.items() if group is Group.LOCAL]
-    if names:
+    if resident.local:
         initial = resident.task.spec.build(seeds.torch(purpose="model")).state_dict()
-        for name in names:
-            live[name].copy_(initial[name])
+        for name in resident.local:
+            resident.live[name].copy_(initial[name])
 
 
 def _deltas(live: dict[str, torch.Tensor], reference: Mapping[str, NDArray]) -> ArrayRecord:
@@ -157,13 +174,12 @@ def train(message: Message, context: Context) -> Message:
     resident, round_ = _open(message, context)
     task, client = resident.task, round_.client
     with isolated(client, partial(task.may_open, client)):
-        live = _receive(resident, round_)
+        _receive(resident, round_)
         resident.model.train()
         update = task.train(resident.model, resident.load(client), round_)
-    local = {name: live[name] for name, group in resident.groups.items() if group is Group.LOCAL}
-    if local:
-        round_.state.save("local", local)
-    content = RecordDict({"arrays": _deltas(live, round_.reference), "metrics": _metrics(update)})
+    if resident.local:
+        round_.state.save("local", {name: resident.live[name] for name in resident.local})
+    content = RecordDict({"arrays": _deltas(resident.live, round_.reference), "metrics": _metrics(update)})
     for release in update.releases:
         if release.kind in round_.config.get("releases", ()):  # what nobody asked for does not leave
             content[release.kind] = array_record(release.arrays)

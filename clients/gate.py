@@ -50,21 +50,21 @@ def check_release(message: Message, reply: Message) -> None:
             )
         if isinstance(record, MetricRecord):
             _check_metrics(client, record)
-    asked, released = message.content.array_records.get("arrays"), reply.content.array_records.get("arrays")
-    if released is not None:
-        _check_entries(client, asked if asked is not None else ArrayRecord(), released)
+    asked, released = message.content.get("arrays"), reply.content.get("arrays")
+    if isinstance(released, ArrayRecord):
+        _check_entries(client, asked if isinstance(asked, ArrayRecord) else ArrayRecord(), released)
 
 
 def _check_entries(client: str, asked: ArrayRecord, released: ArrayRecord) -> None:
-    extra, missing = sorted(set(released) - set(asked)), sorted(set(asked) - set(released))
-    if extra or missing:
+    if released.keys() != asked.keys():
+        extra, missing = sorted(released.keys() - asked.keys()), sorted(asked.keys() - released.keys())
         raise ReleaseError(
             f"{client}: weights to be released differ from those received: undeclared {extra[:5]}, "
             f"missing {missing[:5]}; declare groups in ModelSpec.groups()"
         )
     for name, array in released.items():
-        expected, found = ((it.dtype, tuple(it.shape)) for it in (asked[name], array))
-        if found != expected:
+        if array.dtype != asked[name].dtype or tuple(array.shape) != tuple(asked[name].shape):
+            expected, found = ((it.dtype, tuple(it.shape)) for it in (asked[name], array))
             raise ReleaseError(f"{client}: weights to be released: {name}: expected {expected}, found {found}")
 
 

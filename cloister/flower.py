@@ -1,17 +1,20 @@
 """Everything that Cloister needs of Flower beyond its public API, in one guarded place.
 
-Three private touch points, each covered by ``tests/unit/test_flower.py`` so that a new Flower release which
+The private touch points, each covered by ``tests/unit/test_flower.py`` so that a new Flower release which
 moves them fails a test and not a run:
 
 1. ``TaskIdentity``: process-global, must be set before a ``Message`` can be built outside Flower's runtime.
 2. ``Metadata._message_id``: normally filled by the SuperLink.
 3. ``Array``: Flower stores bytes of ``numpy.save``; :class:`TensorArray` keeps the values and makes the bytes
    only when somebody asks for them (a real network does; a worker process on this machine never does).
+4. ``ArrayRecord``'s dictionary ``_data``, filled and copied without a check of every key and value.
+5. ``flwr.common.serde`` and ``serde_utils``: messages and records as protobuf.
 
-A message crosses a process border as Flower's own protobuf, with the arrays taken out (:func:`pack`), so that
-the engine can move them through shared memory or an object store. No pickle is involved.
+A message crosses a process border as Flower's own protobuf, with the arrays taken out and listed in a table
+(:func:`pack`), so that the engine can move them through shared memory or an object store. No pickle is involved.
 """
 
+import json
 import os
 import warnings
 
@@ -25,21 +28,33 @@ for _name, _value in (
 ):
     os.environ.setdefault(_name, _value)
 
-from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
 from contextvars import ContextVar  # noqa: E402
+from functools import cache  # noqa: E402
 from importlib.metadata import version  # noqa: E402
 from io import BytesIO  # noqa: E402
+from itertools import accumulate, pairwise  # noqa: E402
 from typing import TYPE_CHECKING, Any, cast  # noqa: E402
 
 import numpy as np  # noqa: E402
-from flwr.app import Array, ArrayRecord, Message, RecordDict  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
 
 from cloister.errors import ConfigError  # noqa: E402
 
 try:
-    from flwr.common.serde import message_from_proto, message_to_proto
+    from flwr.common.serde import (
+        message_from_proto,
+        message_to_proto,
+        recorddict_from_proto,
+        recorddict_to_proto,
+    )
+    from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
     from flwr.proto.message_pb2 import Message as ProtoMessage
+    from flwr.proto.message_pb2 import Metadata as ProtoMetadata
+    from flwr.proto.node_pb2 import NodeInfo as NodeInfo  # these two are in the interface of Flower's Grid
+    from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+    from flwr.supercore.run import Run as Run
     from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
     raise ConfigError(
@@ -52,8 +67,10 @@ if TYPE_CHECKING:
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 Allocator = Callable[[Sequence[tuple[tuple[int, ...], np.dtype[Any]]]], list[NDArray]]
+Record = ArrayRecord | ConfigRecord | MetricRecord
 
-_REFERENCE = "cloister.reference"
+_ARRAYS, _METRICS, _OTHER = b"a", b"m", b"o"
+_dtype_name = cache(str)  # NumPy makes the name anew each time, slowly
 
 
 class TensorArray(Array):
@@ -61,7 +78,9 @@ class TensorArray(Array):
 
     def __init__(self, values: NDArray) -> None:
         """Wrap ``values`` (any shape, a dtype that NumPy can save) without copying."""
-        self.__dict__.update(dtype=str(values.dtype), shape=tuple(values.shape), stype="numpy.ndarray", values=values)
+        self.__dict__.update(
+            dtype=_dtype_name(values.dtype), shape=tuple(values.shape), stype="numpy.ndarray", values=values
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -69,6 +88,12 @@ class TensorArray(Array):
         buffer = BytesIO()
         np.save(buffer, self.__dict__["values"], allow_pickle=False)
         return buffer.getvalue()
+
+    def twin(self) -> "TensorArray":
+        """Return another array over the same values."""
+        twin = TensorArray.__new__(TensorArray)
+        twin.__dict__.update(self.__dict__)
+        return twin
 
     def numpy(self) -> NDArray:
         """Return a fresh, writable copy, as Flower's own ``Array`` does."""
@@ -86,8 +111,8 @@ class TensorArray(Array):
 def array_record(arrays: Mapping[str, NDArray]) -> ArrayRecord:
     """Return an ``ArrayRecord`` over ``arrays`` without copying or serialising them."""
     record = ArrayRecord()
-    for key, values in arrays.items():
-        record[key] = TensorArray(values)
+    # Past the record's own checks, which look at each key and value anew: their types are known here.
+    record.__dict__["_data"].update((key, TensorArray(values)) for key, values in arrays.items())
     return record
 
 
@@ -98,13 +123,20 @@ def views(record: ArrayRecord) -> dict[str, NDArray]:
 
 def tensor(values: NDArray) -> "torch.Tensor":
     """Return a torch tensor over ``values`` without copying. Do not write to it."""
+    if values.flags.writeable:
+        import torch
+
+        return torch.from_numpy(values)
+    return tensors({"": values})[""]
+
+
+def tensors(arrays: Mapping[str, NDArray]) -> "dict[str, torch.Tensor]":
+    """Return torch tensors over ``arrays`` without copying. Do not write to them."""
     import torch
 
-    if values.flags.writeable:
-        return torch.from_numpy(values)
     with warnings.catch_warnings():  # torch cannot enforce read-only memory and says so each time
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(values)
+        return {key: torch.from_numpy(values) for key, values in arrays.items()}
 
 
 _allocator: ContextVar[Allocator | None] = ContextVar("cloister_allocator", default=None)
@@ -128,35 +160,102 @@ def allocate(shapes: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[ND
     return [np.empty(shape, dtype) for shape, dtype in shapes]
 
 
-def pack(message: Message, place: Callable[[Array], bytes]) -> bytes:
-    """Return the message as Flower's protobuf with the values of every array taken out.
+def pack(message: Message, place: Callable[[Array], str], known: MutableMapping[int, bytes] | None = None) -> bytes:
+    """Return the message as bytes, with a reference in the place of the values of every array.
 
-    ``place`` puts one array where the other side can fetch it and returns the reference that stands for it.
+    ``place`` puts one array where the other side can fetch it and returns the reference that stands for it. ``known``
+    remembers packed records by identity over a batch of messages that share records; it must not outlive them.
     """
     if not message.has_content():
-        return bytes(message_to_proto(message).SerializeToString())
+        return frame(None, [message_to_proto(message).SerializeToString()])
+    known = {} if known is None else known
+    for record in message.content.values():
+        if id(record) not in known:
+            known[id(record)] = _pack_record(record, place)
+    records = [known[id(record)] for record in message.content.values()]
+    return frame(list(message.content), [metadata_to_proto(message.metadata).SerializeToString(), *records])
+
+
+def unpack(
+    data: bytes,
+    fetch: Callable[[str, str, tuple[int, ...]], NDArray],
+    known: MutableMapping[bytes, Record] | None = None,
+) -> Message:
+    """Return the message of :func:`pack`; ``fetch(reference, dtype, shape)`` brings each array's values back.
+
+    ``known`` remembers records by their bytes over messages whose references stay good; each message gets copies of
+    its own, with the values of arrays shared.
+    """
+    names, (head, *packed) = unframe(data)
+    if names is None:
+        return message_from_proto(ProtoMessage.FromString(head))
     content = RecordDict()
-    for name, record in message.content.items():
-        if isinstance(record, ArrayRecord):
-            hollow = ArrayRecord()
-            for key, array in record.items():
-                hollow[key] = Array(array.dtype, tuple(array.shape), _REFERENCE, place(array))
-            content[name] = hollow
-        else:
-            content[name] = record
-    stripped = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
-    return bytes(message_to_proto(stripped).SerializeToString())
+    records = content.__dict__["_data"]
+    for name, record in zip(names, packed, strict=True):
+        if known is None:
+            records[name] = _unpack_record(record, fetch)
+            continue
+        if record not in known:
+            known[record] = _unpack_record(record, fetch)
+        records[name] = _copy(known[record])
+    metadata = metadata_from_proto(ProtoMetadata.FromString(head))
+    return Message(content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
 
 
-def unpack(data: bytes, fetch: Callable[[bytes, str, tuple[int, ...]], NDArray]) -> Message:
-    """Return the message of :func:`pack`; ``fetch(reference, dtype, shape)`` brings each array's values back."""
-    message = message_from_proto(ProtoMessage.FromString(data))
-    if message.has_content():
-        for record in message.content.array_records.values():
-            for key, array in record.items():
-                if array.stype == _REFERENCE:
-                    record[key] = TensorArray(fetch(array.data, array.dtype, tuple(array.shape)))
-    return message
+def dump(records: RecordDict) -> bytes:
+    """Return records as the bytes of Flower's protobuf."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def load(data: bytes) -> RecordDict:
+    """Return the records of :func:`dump`."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(data))
+
+
+def frame(head: Any, parts: Sequence[bytes]) -> bytes:
+    """Return ``head``, which JSON can write, and ``parts`` as one piece."""
+    text = json.dumps([head, [len(part) for part in parts]]).encode()
+    return b"".join((len(text).to_bytes(4, "little"), text, *parts))
+
+
+def unframe(data: bytes) -> tuple[Any, list[bytes]]:
+    """Return the head and the parts of a :func:`frame`."""
+    at = 4 + int.from_bytes(data[:4], "little")
+    head, sizes = json.loads(data[4:at])
+    return head, [data[start:end] for start, end in pairwise(accumulate(sizes, initial=at))]
+
+
+def _pack_record(record: Record, place: Callable[[Array], str]) -> bytes:
+    if isinstance(record, ArrayRecord):
+        table = [(key, array.dtype, array.shape, place(array)) for key, array in record.items()]
+        return _ARRAYS + json.dumps(table).encode()
+    if isinstance(record, MetricRecord):
+        return _METRICS + json.dumps(dict(record)).encode()
+    return _OTHER + dump(RecordDict({"": record}))
+
+
+def _unpack_record(data: bytes, fetch: Callable[[str, str, tuple[int, ...]], NDArray]) -> Record:
+    match data[:1]:
+        case b"a":
+            table = json.loads(data[1:])
+            return array_record({key: fetch(reference, dtype, tuple(shape)) for key, dtype, shape, reference in table})
+        case b"m":
+            record = MetricRecord()
+            record.__dict__["_data"].update(json.loads(data[1:]))
+            return record
+    return load(data[1:])[""]
+
+
+def _copy(record: Record) -> Record:
+    """Return a record whose change leaves the original as it is, but for values of arrays, which are shared."""
+    copy = record.copy()
+    values: dict[str, Any] = copy.__dict__["_data"]
+    for key, value in values.items():
+        if isinstance(value, TensorArray):
+            values[key] = value.twin()
+        elif isinstance(value, list):
+            values[key] = list(value)
+    return copy
 
 
 def view(array: Array) -> NDArray:

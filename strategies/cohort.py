@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -13,8 +14,7 @@ _ONLINE_POLL_S = 0.5  # between two looks at which nodes are online
 _NAMED_POOL = 10_000  # up to this size a pool is put in order by name, beyond it by node id
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Client:
+class Client(NamedTuple):
     """A client of the cohort. Canonical order is that of (name, node_id)."""
 
     name: str
@@ -77,8 +77,9 @@ def draw(
     wanted = min(len(ids), size if size is not None else max(1, int(fraction * len(ids) + 1e-9)))
     name_of = _names(grid)
     if wanted == len(ids) or len(ids) <= _NAMED_POOL:
-        pool = sorted(Client(name_of(node_id), node_id) for node_id in ids)
-        chosen = pool if wanted == len(pool) else [pool[index] for index in _draw(len(pool), wanted, generator)]
+        pool = sorted((name_of(node_id), node_id) for node_id in ids)
+        places = range(len(pool)) if wanted == len(pool) else _draw(len(pool), wanted, generator)
+        chosen = [Client(*pool[index]) for index in places]
     else:
         ordered = ids if isinstance(ids, range) else sorted(ids)
         chosen = [Client(name_of(ordered[index]), ordered[index]) for index in _draw(len(ordered), wanted, generator)]

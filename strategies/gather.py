@@ -28,7 +28,7 @@ def gather(
     waiting = _push(grid, messages)
     missing = dict.fromkeys(set(range(len(messages))) - set(waiting.values()), UNSENT)
     while waiting and clock() < deadline:
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = list(grid.pull_messages(waiting.keys()))
         answered = bool(replies)
         replies.reverse()
         while replies:

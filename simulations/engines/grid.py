@@ -8,18 +8,17 @@ death becomes an error reply. Nothing is kept per node, so a pool of a million n
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
 from flwr.app import Error, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from cloister.errors import EngineError
-from cloister.flower import assign_id, set_identity
+from cloister.flower import NodeInfo, Run, assign_id, set_identity
 
 Scalar = bool | int | float | str | bytes
 _UNPULLED = 16  # start nothing new while this many replies wait to be pulled: they hold memory
@@ -66,12 +65,17 @@ class NumberedNames(Sequence[str]):
         return f"{self._prefix}-{index}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Payload:
-    """One message as an executor sends it, and what to call when it is no longer needed."""
+    """One message as an executor sends it, made when it is first asked for, and what to call when it is done with."""
 
-    data: Any
-    finish: Callable[[], None]
+    make: Callable[[], Any]
+    finish: Callable[[], None] = lambda: None
+
+    @cached_property
+    def data(self) -> Any:
+        """What the executor sends."""
+        return self.make()
 
 
 @dataclass
@@ -210,8 +214,10 @@ class EngineGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there for these ids; each is returned once."""
-        self._collect(0.0)
-        pulled = [self._replies.pop(identifier) for identifier in list(message_ids) if identifier in self._replies]
+        if not self._replies:
+            self._collect(0.0)
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
+        pulled = [self._replies.pop(identifier) for identifier in list(self._replies) if identifier in wanted]
         self._dispatch()
         return pulled
 

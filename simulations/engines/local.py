@@ -5,14 +5,17 @@ worker takes milliseconds. What all clients of a round receive is written to sha
 where the driver reads it. Only Flower's protobuf without arrays goes through the pipe.
 """
 
-import json
+import math
 import mmap
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from multiprocessing import connection as pipes
 from typing import Any
 
@@ -20,12 +23,13 @@ import numpy as np
 from flwr.app import Array, Message
 
 from cloister.errors import EngineError
-from cloister.flower import NDArray, pack, unpack, view
+from cloister.flower import NDArray, frame, pack, unframe, unpack, view
 from cloister.simulations.engines.grid import EngineGrid, Executor, Job, Nodes, Outcome, Payload
 from cloister.simulations.engines.memory import Peer, Pool, carve, layout
 from cloister.simulations.engines.nursery import nursery
 
 _SHORT_S = 0.5  # while jobs take less, the next one waits in the worker's pipe, so that no worker idles between two
+_BUNDLE_S = 0.02  # how much work of shorter jobs goes to a worker at once, and waits there
 _PIPE_SAFE = 1 << 16  # a frame this small fits the pipe's buffer, so sending it to a busy worker cannot block
 _LOOKAHEAD = 64  # how far to look for a job whose client this worker served before
 
@@ -35,7 +39,7 @@ class _Worker:
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self.connection, self.pid = nursery().fork(setup)
-        self.jobs: dict[str, Job] = {}
+        self.jobs: list[Job] = []  # in the order they were sent: the first one runs
         self.given_back: list[int] = []
 
     def check(self) -> None:
@@ -47,16 +51,12 @@ class _Worker:
         if problem:
             raise EngineError(f"worker: {problem.decode()}")
 
-    def has_room(self, job: Job, depth: int) -> bool:
-        return not self.jobs or (len(self.jobs) < depth and len(job.payload.data) < _PIPE_SAFE)
-
-    def send(self, job: Job) -> None:
-        header = {"job": job.message_id, "configuration": job.configuration, "free": list(self.given_back)}
+    def send(self, bundle: list[Job]) -> None:
+        head = [list(self.given_back), [job.configuration for job in bundle]]
         self.given_back.clear()  # in place: leases hold this list
-        self.jobs[job.message_id] = job
+        self.jobs += bundle
         with suppress(ConnectionError):  # the worker is gone: the next poll finds the closed pipe and replaces it
-            for part in (json.dumps(header).encode(), job.state, job.payload.data):
-                self.connection.send_bytes(part)
+            self.connection.send_bytes(frame(head, [part for job in bundle for part in (job.state, job.payload.data)]))
 
     def stop(self) -> None:
         self.connection.close()
@@ -102,10 +102,10 @@ class LocalExecutor(Executor):
         shapes = [(value.shape, value.dtype) for value in values.values()]
         index = self._outgoing.take(layout(shapes)[1])
         segment = self._outgoing.segments[index]
-        places: dict[int, bytes] = {}
+        places: dict[int, str] = {}
         for (key, value), copy in zip(values.items(), carve(segment, shapes), strict=True):
             np.copyto(copy, value)
-            places[key] = segment.reference(copy)
+            places[key] = segment.reference(copy) or ""
         open_messages = [len(messages)]
 
         def finish() -> None:
@@ -113,52 +113,68 @@ class LocalExecutor(Executor):
             if open_messages[0] == 0:
                 self._outgoing.give_back(index)
 
-        return [Payload(pack(message, lambda array: places[id(array)]), finish) for message in messages]
+        known: dict[int, bytes] = {}
+
+        def place(array: Array) -> str:
+            return places[id(array)]
+
+        return [Payload(partial(pack, message, place, known), finish) for message in messages]
 
     def submit(self, jobs: Iterable[Job]) -> list[Job]:
         """Fill every worker's room, preferring clients that it has served (their data are in its memory)."""
-        waiting = [job for job, _ in zip(jobs, range(_LOOKAHEAD), strict=False)]
+        waiting = list(islice(jobs, _LOOKAHEAD))
         started: list[Job] = []
-        while (choice := self._choose(waiting)) is not None:
-            index, job = choice
-            waiting.remove(job)
-            self._homes[job.node_id] = index
-            self._workers[index].send(job)
-            started.append(job)
+        while waiting and (choice := self._choose(waiting)) is not None:
+            index, bundle = choice
+            for job in bundle:
+                waiting.remove(job)
+                self._homes[job.node_id] = index
+            self._workers[index].send(bundle)
+            started += bundle
         return started
 
-    def _choose(self, waiting: Sequence[Job]) -> tuple[int, Job] | None:
-        """Return the next job and its worker: idle workers first, clients at home before clients elsewhere."""
-        depth = 2 if self._job_s < _SHORT_S else 1
+    def _choose(self, waiting: Sequence[Job]) -> tuple[int, list[Job]] | None:
+        """Return jobs and the worker that gets them: idle workers first, clients at home before clients elsewhere."""
+        ahead = max(int(self._job_s < _SHORT_S), int(_BUNDLE_S / self._job_s))
         for index in sorted(range(len(self._workers)), key=lambda it: len(self._workers[it].jobs)):
-            worker = self._workers[index]
-            fitting = [job for job in waiting if worker.has_room(job, depth)]
-            own = next((job for job in fitting if self._homes.get(job.node_id, index) == index), None)
-            if own is not None:
-                return index, own
-            if fitting and not worker.jobs:
-                return index, fitting[0]
+            busy = len(self._workers[index].jobs)
+            if busy > ahead:
+                break  # and so are all others
+            # Towards the end of the queue bundles shrink, so that no worker is left with much while another has none.
+            size = max(1, min(ahead, -(-len(waiting) // (2 * len(self._workers)))))
+            own = [job for job in waiting if self._homes.get(job.node_id, index) == index]
+            bundle = list((own or ([] if busy else waiting))[:size])
+            if bundle and (not busy or sum(len(job.payload.data) for job in bundle) < _PIPE_SAFE):
+                return index, bundle
         return None
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Return replies and lost jobs; a dead worker is replaced at once."""
         outcomes, self._lost = self._lost, []
+        if timeout_s > 0 and not outcomes:
+            self._nap(timeout_s)
         ready = pipes.wait([worker.connection for worker in self._workers], 0.0 if outcomes else timeout_s)
         for index, worker in enumerate(self._workers):
             if worker.connection not in ready:
                 continue
             try:
-                outcomes.append(self._receive(worker))
+                while worker.connection.poll():
+                    outcomes.append(self._receive(worker))
             except (EOFError, ConnectionError):
                 outcomes += self._replace(index, "the worker process died")
         return outcomes
 
+    def _nap(self, timeout_s: float) -> None:
+        """Let replies of short jobs gather: waking up for each costs more than the rest of its way."""
+        queued = min(len(worker.jobs) for worker in self._workers) - 1
+        if queued > 0 and self._job_s < _BUNDLE_S:
+            time.sleep(min(timeout_s, queued * self._job_s, _BUNDLE_S))
+
     def _receive(self, worker: _Worker) -> Outcome:
-        header, state, data = (worker.connection.recv_bytes() for _ in range(3))
-        answer = json.loads(header)
-        job = worker.jobs.pop(answer["job"])
-        self._job_s = answer["seconds"] if self._job_s == float("inf") else 0.8 * self._job_s + 0.2 * answer["seconds"]
-        lease = _Lease(answer["lent"], self._peer, worker.given_back)
+        (lent, seconds), (state, data) = unframe(worker.connection.recv_bytes())
+        job = worker.jobs.pop(0)
+        self._job_s = seconds if self._job_s == float("inf") else 0.8 * self._job_s + 0.2 * seconds
+        lease = _Lease(lent, self._peer, worker.given_back)
         return Outcome(job.message_id, unpack(data, lease.fetch), state=state)
 
     def _replace(self, index: int, reason: str) -> list[Outcome]:
@@ -168,12 +184,12 @@ class LocalExecutor(Executor):
         self._workers[index] = self._start(index)
         self._workers[index].check()
         # Jobs run in the order they were sent: the first one was running, the others merely waited.
-        return [Outcome(it, None, "" if position else reason) for position, it in enumerate(worker.jobs)]
+        return [Outcome(job.message_id, None, "" if at else reason) for at, job in enumerate(worker.jobs)]
 
     def cancel(self, message_ids: set[str]) -> None:
         """End the workers that run these jobs; what else waited there runs again."""
         for index, worker in enumerate(self._workers):
-            if message_ids & set(worker.jobs):
+            if any(job.message_id in message_ids for job in worker.jobs):
                 outcomes = self._replace(index, "cancelled")
                 self._lost += [Outcome(it.message_id, None) for it in outcomes if it.message_id not in message_ids]
 
@@ -193,9 +209,9 @@ class _Lease:
             self._roots[path] = np.frombuffer(peer.memory(path), np.uint8)
             weakref.finalize(self._roots[path], give_back.append, index).atexit = False
 
-    def fetch(self, reference: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray:
-        path, _, offset = reference.decode().rpartition(":")
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    def fetch(self, reference: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
+        path, _, offset = reference.rpartition(":")
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         return self._roots[path][int(offset) : int(offset) + size].view(dtype).reshape(shape)
 
 

@@ -5,6 +5,7 @@ A :class:`Segment` is anonymous memory (``memfd``) that another process of the s
 the size of ``/dev/shm``. Where the system has no ``memfd``, a file in the temporary folder takes its place.
 """
 
+import math
 import mmap
 import os
 import tempfile
@@ -36,20 +37,18 @@ class Segment:
             self.memory = mmap.mmap(self._descriptor, self.size)
         except OSError as error:
             raise EngineError(f"shared memory: {size} bytes cannot be had ({error}); run fewer workers") from error
-        self.address = np.frombuffer(self.memory, np.uint8, 1).ctypes.data
+        self._address = _address(np.frombuffer(self.memory, np.uint8, 1))
 
-    def holds(self, values: NDArray) -> bool:
-        """Return whether these values lie, contiguous, inside this segment."""
-        start = values.ctypes.data
-        return (
-            self.address <= start
-            and start + values.nbytes <= self.address + self.size
-            and bool(values.flags.c_contiguous)
-        )
+    def reference(self, values: NDArray) -> str | None:
+        """Return the text under which another process finds these values; None if they do not lie here in one piece."""
+        offset = _address(values) - self._address
+        if 0 <= offset <= self.size - values.nbytes and values.flags.c_contiguous:
+            return f"{self.path}:{offset}"
+        return None
 
-    def reference(self, values: NDArray) -> bytes:
-        """Return the text under which another process finds these values."""
-        return f"{self.path}:{values.ctypes.data - self.address}".encode()
+
+def _address(values: NDArray) -> int:
+    return int(values.__array_interface__["data"][0])
 
 
 def layout(shapes: Sequence[Shape]) -> tuple[list[int], int]:
@@ -57,7 +56,7 @@ def layout(shapes: Sequence[Shape]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for shape, dtype in shapes:
         offsets.append(end)
-        end += -(-int(np.prod(shape, dtype=np.int64)) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
     return offsets, end
 
 
@@ -80,8 +79,8 @@ class Pool:
 
     def take(self, size: int) -> int:
         """Return the number of a free segment of at least ``size`` bytes, making one if there is none."""
-        fitting = [index for index in self._free if self.segments[index].size >= size]
-        if fitting:
+        fitting = [index for index in reversed(self._free) if self.segments[index].size >= size]
+        if fitting:  # of equal ones the last that came back: some of it may still be in the processor's cache
             index = min(fitting, key=lambda number: self.segments[number].size)
             self._free.remove(index)
             return index
@@ -114,9 +113,9 @@ class Peer:
                 raise EngineError(f"shared memory {path}: cannot be mapped ({error}); the process is gone") from error
         return self._maps[path]
 
-    def fetch(self, reference: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray:
+    def fetch(self, reference: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
         """Return the array that a :meth:`Segment.reference` stands for, without copying."""
-        path, _, offset = reference.decode().rpartition(":")
+        path, _, offset = reference.rpartition(":")
         return np.ndarray(shape, np.dtype(dtype), buffer=self.memory(path), offset=int(offset))
 
     def drop(self, prefix: str) -> None:

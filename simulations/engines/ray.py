@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from cloister.simulations.engines.grid import EngineGrid, Executor, Job, Nodes, 
 import ray  # isort: skip
 
 _DEPTH = 2  # jobs at an actor: one runs, the next waits there
-_COMMON, _OWN = b"common", b"own"
+_COMMON, _OWN = "common", "own"
 
 
 class _Client:
@@ -44,16 +45,16 @@ class _Client:
     ) -> tuple[bytes, bytes, list[NDArray]]:
         """Return the packed reply, the node's state after it, and the reply's arrays."""
 
-        def fetch(reference: bytes, dtype: str, shape: tuple[int, ...]) -> NDArray:
-            store, _, index = reference.partition(b":")
+        def fetch(reference: str, dtype: str, shape: tuple[int, ...]) -> NDArray:
+            store, _, index = reference.partition(":")
             return (common if store == _COMMON else own)[int(index)]
 
         reply, after = self._host.run(unpack(data, fetch), configuration, state)
         arrays: list[NDArray] = []
 
-        def place(array: Array) -> bytes:
+        def place(array: Array) -> str:
             arrays.append(np.ascontiguousarray(view(array)).reshape(array.shape))
-            return b"%d" % (len(arrays) - 1)
+            return str(len(arrays) - 1)
 
         return pack(reply, place), after, arrays
 
@@ -149,19 +150,20 @@ class RayExecutor(Executor):
                     users[id(array)] = users.get(id(array), 0) + 1
         shared = [key for key, count in users.items() if count > 1]
         common = ray.put([view(arrays[key]) for key in shared])
-        places = {key: b"%s:%d" % (_COMMON, index) for index, key in enumerate(shared)}
-        payloads = []
-        for message in messages:
+        places = {key: f"{_COMMON}:{index}" for index, key in enumerate(shared)}
+
+        def make(message: Message) -> tuple[bytes, Any, list[NDArray]]:
             own: list[NDArray] = []
 
-            def place(array: Array, own: list[NDArray] = own) -> bytes:
+            def place(array: Array) -> str:
                 if id(array) in places:
                     return places[id(array)]
                 own.append(view(array))
-                return b"%s:%d" % (_OWN, len(own) - 1)
+                return f"{_OWN}:{len(own) - 1}"
 
-            payloads.append(Payload((pack(message, place), common, own), lambda: None))
-        return payloads
+            return pack(message, place), common, own
+
+        return [Payload(partial(make, message)) for message in messages]
 
     def submit(self, jobs: Iterable[Job]) -> list[Job]:
         """Give each job to the least busy actor of its site that has room."""

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from cloister.errors import ConfigError
-from cloister.flower import NDArray, allocating, pack, set_identity, unpack, view
-from cloister.simulations.engines.memory import Peer, Pool, Segment, Shape, carve, layout
+from cloister.flower import NDArray, Record, allocating, dump, frame, load, pack, set_identity, unframe, unpack, view
+from cloister.simulations.engines.memory import Peer, Pool, Shape, carve, layout
 
+_KNOWN = 32  # records that a worker keeps taken apart
 APP_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
@@ -56,13 +55,13 @@ class Host:
         """Return the app's reply and the node's Flower state after it; an exception becomes an error reply."""
         node_id = message.metadata.dst_node_id
         set_identity(run_id=self._run_id, node_id=node_id)
-        records = recorddict_from_proto(ProtoRecordDict.FromString(state)) if state else RecordDict()
+        records = load(state) if state else RecordDict()
         context = Context(self._run_id, node_id, configuration, records, self._run_config)
         try:
             reply = self._app(message, context)
         except Exception as error:  # whatever user code raises must not end the run
             return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message), state
-        return reply, recorddict_to_proto(context.state).SerializeToString() if len(context.state) else b""
+        return reply, dump(context.state) if len(context.state) else b""
 
 
 class Outbox:
@@ -80,27 +79,29 @@ class Outbox:
 
     def send(self, message: Message) -> bytes:
         """Return the packed message; arrays that do not lie in this memory yet are copied into it."""
-        places: dict[int, bytes] = {}
+        places: dict[int, str] = {}
         strays: list[tuple[Array, NDArray]] = []
-        records: list[ArrayRecord] = list(message.content.array_records.values()) if message.has_content() else []
-        for array in (array for record in records for array in record.values()):
-            values = view(array)
-            home = self._home(values)
-            if home is not None:
-                places[id(array)] = home.reference(values)
-            else:
-                strays.append((array, values))
+        records = message.content.values() if message.has_content() else ()
+        for record in records:
+            for array in record.values() if isinstance(record, ArrayRecord) else ():
+                values = view(array)
+                reference = self._reference(values)
+                if reference is not None:
+                    places[id(array)] = reference
+                else:
+                    strays.append((array, values))
         if strays:
             copies = self.allocate([(values.shape, values.dtype) for _, values in strays])
-            segment = self.pool.segments[self.used[-1]]
             for (array, values), copy in zip(strays, copies, strict=True):
                 np.copyto(copy, values)
-                places[id(array)] = segment.reference(copy)
+                places[id(array)] = self._reference(copy) or ""
         return pack(message, lambda array: places[id(array)])
 
-    def _home(self, values: NDArray) -> Segment | None:
-        segments = (self.pool.segments[index] for index in self.used)
-        return next((segment for segment in segments if segment.holds(values)), None)
+    def _reference(self, values: NDArray) -> str | None:
+        for index in self.used:
+            if (reference := self.pool.segments[index].reference(values)) is not None:
+                return reference
+        return None
 
 
 def serve(connection: Connection) -> None:
@@ -119,24 +120,25 @@ def serve(connection: Connection) -> None:
         return
     connection.send_bytes(b"")
     peer, outbox = Peer(), Outbox()
+    known: dict[bytes, Record] = {}  # what all clients of a round receive is taken apart once
     while True:
         try:
-            header_text, state, data = (connection.recv_bytes() for _ in range(3))
+            (free, configurations), parts = unframe(connection.recv_bytes())
         except (EOFError, ConnectionError):
             return
-        header = json.loads(header_text)
-        for index in header["free"]:
+        for index in free:
             outbox.pool.give_back(index)
-        outbox.used = []
-        begin = time.monotonic()
-        with allocating(outbox.allocate):
-            reply, after = host.run(unpack(data, peer.fetch), header["configuration"], state)
-        packed = outbox.send(reply)
-        lent = [(index, outbox.pool.segments[index].path) for index in outbox.used]
-        answer = json.dumps({"job": header["job"], "lent": lent, "seconds": time.monotonic() - begin}).encode()
-        del reply
-        try:
-            for part in (answer, after, packed):
-                connection.send_bytes(part)
-        except (BrokenPipeError, ConnectionError):
-            return
+        for configuration, state, data in zip(configurations, parts[::2], parts[1::2], strict=True):
+            outbox.used = []
+            begin = time.monotonic()
+            with allocating(outbox.allocate):
+                reply, after = host.run(unpack(data, peer.fetch, known), configuration, state)
+            packed = outbox.send(reply)
+            lent = [(index, outbox.pool.segments[index].path) for index in outbox.used]
+            del reply
+            if len(known) > _KNOWN:
+                known.clear()
+            try:
+                connection.send_bytes(frame([lent, time.monotonic() - begin], [after, packed]))
+            except ConnectionError:
+                return

@@ -197,6 +197,26 @@ def test_a_timeout_returns_what_is_there(open_engine: Open) -> None:
     assert [reply.metadata.src_node_id for reply in replies] == [2]
 
 
+def test_what_was_done_before_a_client_hangs_is_not_lost(open_engine: Open) -> None:
+    with open_engine(count=40, workers=1) as grid:
+        grid.send_and_receive([ask("count", node) for node in range(1, 41)])  # short jobs now travel several at once
+        messages = [*(ask("count", node) for node in (1, 2, 3)), ask("hang", 4), ask("count", 5)]
+        replies = grid.send_and_receive(messages, timeout=3)
+        assert [reply.metadata.src_node_id for reply in replies] == [1, 2, 3]
+        assert {reply.content["metrics"]["n"] for reply in replies} == {2}
+        assert grid.send_and_receive([ask("count", 5)])[0].content["metrics"]["n"] == 2
+
+
+def test_of_jobs_that_travel_together_only_the_one_that_crashes_fails(open_engine: Open, tmp_path: Path) -> None:
+    with open_engine(count=40, workers=1) as grid:
+        grid.send_and_receive([ask("count", node) for node in range(1, 41)])
+        killer = ask("die", 4, marker=str(tmp_path / "always"), always=True)
+        messages = [*(ask("count", node) for node in (1, 2, 3)), killer, *(ask("count", node) for node in (5, 6))]
+        replies = grid.send_and_receive(messages, timeout=50)
+    assert [reply.metadata.src_node_id for reply in replies if reply.has_error()] == [4]
+    assert [reply.content["metrics"]["n"] for reply in replies if reply.has_content()] == [2] * 5
+
+
 def test_a_million_nodes_cost_nothing_until_touched(open_engine: Open) -> None:
     with open_engine(count=10**6) as grid:
         assert len(grid.get_node_ids()) == 10**6

@@ -108,14 +108,25 @@ def test_world_make_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert asked == {"name": "reid", "layout": "llcm", "preset": "small", "seed": 9}
 
 
-def test_data_check_fails_the_command_when_the_data_is_wrong(tmp_path: Path) -> None:
-    (tmp_path / "RegDB").mkdir()
+@pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
+def test_data_check_fails_the_command_when_the_data_is_wrong(
+    ok: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Report:
+        def __init__(self) -> None:
+            self.ok = ok
+
+        def __str__(self) -> str:
+            return f"checked {tmp_path}"
+
+        def as_json(self) -> dict[str, Any]:
+            return {"folder": str(tmp_path), "ok": ok}
+
+    monkeypatch.setattr(data, "check", lambda layout, folder, console: Report())
     done = invoke("data", "check", "regdb", str(tmp_path), "--json")
-    assert done.exit_code == 1
-    assert json.loads(done.stdout)["problems"]
+    assert (done.exit_code, json.loads(done.stdout)) == (status, {"folder": str(tmp_path), "ok": ok})
     plain = invoke("data", "check", "regdb", str(tmp_path))
-    assert plain.exit_code == 1
-    assert "RegDB" in plain.stdout
+    assert (plain.exit_code, plain.stdout) == (status, f"checked {tmp_path}\n")
 
 
 def test_data_split_prints_one_folder_per_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -227,13 +227,13 @@ def test_allocate_uses_the_engines_memory_only_inside_allocating() -> None:
 
 def cross(sent: Message) -> Message:
     """Pack and unpack, with a dictionary for the memory between."""
-    memory: dict[bytes, np.ndarray] = {}
+    memory: dict[str, np.ndarray] = {}
 
-    def place(array: Array) -> bytes:
-        memory[str(len(memory)).encode()] = flower.view(array)
-        return str(len(memory) - 1).encode()
+    def place(array: Array) -> str:
+        memory[str(len(memory))] = flower.view(array)
+        return str(len(memory) - 1)
 
-    def fetch(reference: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    def fetch(reference: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         values = memory.pop(reference)
         assert (str(values.dtype), values.shape) == (dtype, shape)
         return values
@@ -268,9 +268,49 @@ def test_pack_and_unpack_give_the_message_back() -> None:
 
 def test_no_value_is_in_the_packed_bytes() -> None:
     secret = np.frombuffer(b"a secret that stays in memory!!!", np.float32)
-    packed = pack(message(RecordDict({"arrays": array_record({"w": secret})})), lambda array: b"here")
+    packed = pack(message(RecordDict({"arrays": array_record({"w": secret})})), lambda array: "here")
     assert b"secret" not in packed
     assert b"here" in packed
+
+
+def test_records_that_messages_share_are_packed_once_and_unpacked_as_copies() -> None:
+    values = np.arange(3.0)
+    record = array_record({"w": values})
+    settings = ConfigRecord({"kinds": ["centres"]})
+    placed: list[Array] = []
+
+    def place(array: Array) -> str:
+        placed.append(array)
+        return "0"
+
+    packed: dict[int, bytes] = {}
+    known: dict[bytes, Any] = {}
+    sent = [message(RecordDict({"arrays": record, "config": settings})) for _ in range(3)]
+    one, two, three = (unpack(pack(it, place, packed), lambda *_: values, known).content for it in sent)
+    assert len(placed) == 1
+    assert len(known) == 2
+    one["config"]["kinds"].append("secret")
+    one["config"]["more"] = 1
+    one["arrays"]["v"] = one["arrays"]["w"]
+    one["arrays"]["w"].__dict__["dtype"] = "int8"
+    for other in (two, three):
+        assert other["config"] == settings
+        assert list(other["arrays"]) == ["w"]
+        assert other["arrays"]["w"].dtype == "float64"
+        assert views(other["arrays"])["w"] is values
+
+
+def test_metrics_keep_their_types_and_values() -> None:
+    metrics = {"n": 3, "x": 1.0, "tiny": 5e-324, "odd": float("inf"), "list": [1, 2], "floats": [0.1, 2.0]}
+    got = cross(message(RecordDict({"metrics": MetricRecord(metrics)}))).content["metrics"]
+    assert isinstance(got, MetricRecord)
+    assert [(key, repr(value)) for key, value in got.items()] == [(key, repr(value)) for key, value in metrics.items()]
+
+
+def test_a_record_filled_past_its_checks_is_an_ordinary_record() -> None:
+    ours, theirs = array_record({"w": np.ones(2)}), ArrayRecord({"w": TensorArray(np.ones(2))})
+    assert vars(ours).keys() - {"_is_dirty"} == vars(theirs).keys() - {"_is_dirty"}, MOVED + "ArrayRecord._data"
+    assert ours.object_id == theirs.object_id
 
 
 def test_an_error_crosses_as_it_is() -> None:

@@ -290,7 +290,7 @@ def test_a_message_without_a_configuration_is_refused() -> None:
     set_identity(run_id=1, node_id=1)
     message = Message(RecordDict({"arrays": array_record(sent())}), dst_node_id=9, message_type="train")
     assign_id(message, "m1")
-    assert app(message, Context(1, 9, {"client": "site0"}, RecordDict(), {})).error.code == 1
+    assert app(message, Context(1, 9, {"client": "site0"}, RecordDict(), {})).error.code == ConfigError.code
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_carved_arrays_are_where_the_layout_says() -> None:
     offsets = layout(SHAPES)[0]
     for number, (array, offset) in enumerate(zip(arrays, offsets, strict=True)):
         if array.size:
-            assert array.ctypes.data - segment.address == offset
+            assert segment.reference(array) == f"{segment.path}:{offset}"
             assert array.ctypes.data % 64 == 0
         array[...] = number % 2 if array.dtype == B1 else number
     assert [set(array.ravel().tolist()) for array in arrays] == [{0.0}, {1}, set(), {True}, {4}]
@@ -70,24 +70,26 @@ def test_carving_more_than_there_is_fails() -> None:
 def test_a_segment_knows_what_it_holds() -> None:
     segment, other = Segment(4096), Segment(4096)
     first, last = carve(segment, [((8,), I8), ((504,), I8)])
-    assert segment.holds(first)
-    assert segment.holds(last)  # up to the very end
-    assert segment.holds(last.reshape(2, 252))
-    assert segment.holds(last[100:])
-    assert not segment.holds(last[::2])  # not contiguous: its bytes are not a run
-    assert not segment.holds(last.reshape(2, 252).T)
-    assert not segment.holds(np.zeros(3))
-    assert not other.holds(first)
+    held = {"first": first, "to the very end": last, "reshaped": last.reshape(2, 252), "part": last[100:]}
+    offsets = {"first": 0, "to the very end": 64, "reshaped": 64, "part": 864}
+    assert {name: segment.reference(it) for name, it in held.items()} == {
+        name: f"{segment.path}:{offset}" for name, offset in offsets.items()
+    }
+    assert segment.reference(last[::2]) is None  # not contiguous: its bytes are not a run
+    assert segment.reference(last.reshape(2, 252).T) is None
+    assert segment.reference(np.zeros(3)) is None
+    assert other.reference(first) is None
 
 
 def test_an_array_that_sticks_out_is_not_held() -> None:
     segment = Segment(mmap.PAGESIZE)
     inside = np.ndarray((4,), I8, buffer=segment.memory, offset=mmap.PAGESIZE - 32)
-    assert segment.holds(inside)
+    assert segment.reference(inside)
     segment.size -= 8
-    assert not segment.holds(inside)
-    segment.address += mmap.PAGESIZE
-    assert not segment.holds(inside)
+    assert segment.reference(inside) is None
+    segment.size += 8
+    segment._address += mmap.PAGESIZE
+    assert segment.reference(inside) is None
 
 
 def test_a_segment_is_at_least_a_page() -> None:
@@ -110,7 +112,7 @@ def test_without_memfd_a_file_takes_its_place(monkeypatch: pytest.MonkeyPatch, t
     segment = Segment(10)
     carve(segment, [((2,), I8)])[0][:] = 7
     assert [path.name for path in tmp_path.iterdir()] == [Path(segment.path).name]
-    assert Peer().fetch(f"{segment.path}:0".encode(), "int64", (2,)).tolist() == [7, 7]
+    assert Peer().fetch(f"{segment.path}:0", "int64", (2,)).tolist() == [7, 7]
 
 
 # Another process
@@ -186,6 +188,7 @@ def test_a_mapping_outlives_the_process_that_made_the_segment() -> None:
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
+        ours.close()  # or this process would wait for itself, should the other fail
         segment = Segment(4096)
         carve(segment, [((2,), I8)])[0][:] = 6
         theirs.sendall(segment.path.encode())
@@ -193,7 +196,7 @@ def test_a_mapping_outlives_the_process_that_made_the_segment() -> None:
         os._exit(0)
     with ours, theirs:
         path, peer = ours.recv(100).decode(), Peer()
-        fetched = peer.fetch(f"{path}:0".encode(), "int64", (2,))
+        fetched = peer.fetch(f"{path}:0", "int64", (2,))
         ours.sendall(b".")
         os.waitpid(child, 0)
     assert fetched.tolist() == [6, 6]
