@@ -168,6 +168,18 @@ def _deltas(live: dict[str, torch.Tensor], reference: Mapping[str, NDArray]) -> 
     return array_record(dict(zip(names, slots, strict=True)))
 
 
+def _check_tensors(resident: _Resident, round_: Round) -> None:
+    """Raise :class:`WeightsError` if training put other tensors into the model: what it learned would not leave."""
+    now = resident.model.state_dict(keep_vars=True)
+    exchanged = [name for name, values in resident.live.items() if now.get(name) is not values]
+    if exchanged:
+        _resident.cache_clear()
+        raise WeightsError(
+            f"client {round_.client}, round {round_.number}: training exchanged the model's own tensors "
+            f"({exchanged[:3]}); change them in place, as optimisers and load_state_dict do"
+        )
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round on this client's data; reply with weight deltas, metrics and the task's releases."""
@@ -177,6 +189,7 @@ def train(message: Message, context: Context) -> Message:
         _receive(resident, round_)
         resident.model.train()
         update = task.train(resident.model, resident.load(client), round_)
+    _check_tensors(resident, round_)
     if resident.local:
         round_.state.save("local", {name: resident.live[name] for name in resident.local})
     content = RecordDict({"arrays": _deltas(resident.live, round_.reference), "metrics": _metrics(update)})

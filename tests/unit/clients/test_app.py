@@ -16,7 +16,7 @@ from cloister.clients.app import app, load_task
 from cloister.clients.camera import CameraTask
 from cloister.clients.state import ClientState
 from cloister.clients.task import Release, Round, Task, Update
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, WeightsError
 from cloister.flower import allocating, array_record, assign_id, set_identity, views
 from cloister.models.spec import Group, ModelSpec
 from cloister.randomness import SeedTree
@@ -68,6 +68,8 @@ class Toy(Task[Any]):
     def train(self, model: Any, data: Any, round: Round) -> Update:
         assert data == round.client
         assert model.training
+        if self.settings.get("exchanges"):
+            model.weight = nn.Parameter(model.weight.detach().clone())
         if file := self.settings.get("opens"):
             (self.root / "clients" / file).read_text()
         found = {"mine": model.mine[0].item(), "weight": model.weight.sum().item(), "frozen": model.frozen[0].item()}
@@ -242,6 +244,12 @@ def test_training_is_guarded(tmp_path: Path) -> None:
     assert ask(settings={"opens": "site0/file"}, data=tmp_path).has_content()
     assert ask(settings={"opens": "site1/file"}, data=tmp_path).error.code == 210
     assert ask(settings={"opens": "site1/file"}, data=tmp_path, client="site1").has_content()
+
+
+def test_a_task_that_exchanges_the_models_tensors_is_told() -> None:
+    for number in (1, 2):  # the model is made anew after it, so the second round is told as well
+        assert ask(number=number, settings={"exchanges": True}).error.code == WeightsError.code
+    assert ask().has_content()
 
 
 # Evaluation
