@@ -51,16 +51,12 @@ def load_task(name: str, settings: dict[str, Any], root: Path) -> Task[Any]:
 
 @dataclass
 class _Resident:
-    """What one process keeps between messages for one task: the model and its clients' data.
-
-    ``live``: the model's own tensors by state-dict name. A task trains them in place and never exchanges them.
-    """
+    """What one process keeps between messages for one task: the model and its clients' data."""
 
     task: Task[Any]
     model: nn.Module
     groups: dict[str, Group]
     device: torch.device
-    live: dict[str, torch.Tensor]
     data: OrderedDict[str, Any] = field(default_factory=OrderedDict)
 
     @cached_property
@@ -87,8 +83,7 @@ def _resident(name: str, settings: str, root: str, seeds: SeedTree) -> _Resident
     groups = task.spec.groups(model)
     check_groups(model, groups)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device)
-    return _Resident(task, model, groups, device, dict(model.state_dict(keep_vars=True)))
+    return _Resident(task, model.to(device), groups, device)
 
 
 def _open(message: Message, context: Context, *, trained: bool = False) -> tuple[_Resident, Round]:
@@ -130,9 +125,9 @@ def _client_of_partition(task: Task[Any], context: Context) -> str:
     return clients[partition]
 
 
-def _receive(resident: _Resident, round_: Round) -> None:
-    """Copy what came into the resident model and restore what stayed here."""
-    live, expected = resident.live, resident.released
+def _receive(resident: _Resident, round_: Round) -> dict[str, torch.Tensor]:
+    """Copy what came into the resident model, restore what stayed here; return the model's live tensors by name."""
+    live, expected = dict(resident.model.state_dict(keep_vars=True)), resident.released
     if expected != round_.reference.keys():
         extra, missing = sorted(set(round_.reference) - expected)[:5], sorted(expected - set(round_.reference))[:5]
         raise WeightsError(
@@ -148,15 +143,16 @@ def _receive(resident: _Resident, round_: Round) -> None:
                 )
             live[name].copy_(values)
         if not kept:
-            _reset_local(resident, round_.seeds)
+            _reset_local(resident, live, round_.seeds)
+    return live
 
 
-def _reset_local(resident: _Resident, seeds: SeedTree) -> None:
+def _reset_local(resident: _Resident, live: dict[str, torch.Tensor], seeds: SeedTree) -> None:
     """Give entries that stay at a client their initial values: the resident model last served another client."""
     if resident.local:
         initial = resident.task.spec.build(seeds.torch(purpose="model")).state_dict()
         for name in resident.local:
-            resident.live[name].copy_(initial[name])
+            live[name].copy_(initial[name])
 
 
 def _deltas(live: dict[str, torch.Tensor], reference: Mapping[str, NDArray]) -> ArrayRecord:
@@ -168,12 +164,11 @@ def _deltas(live: dict[str, torch.Tensor], reference: Mapping[str, NDArray]) -> 
     return array_record(dict(zip(names, slots, strict=True)))
 
 
-def _check_tensors(resident: _Resident, round_: Round) -> None:
+def _check_tensors(model: nn.Module, live: dict[str, torch.Tensor], round_: Round) -> None:
     """Raise :class:`WeightsError` if training put other tensors into the model: what it learned would not leave."""
-    now = resident.model.state_dict(keep_vars=True)
-    exchanged = [name for name, values in resident.live.items() if now.get(name) is not values]
+    now = model.state_dict(keep_vars=True)
+    exchanged = [name for name, values in live.items() if now.get(name) is not values]
     if exchanged:
-        _resident.cache_clear()
         raise WeightsError(
             f"client {round_.client}, round {round_.number}: training exchanged the model's own tensors "
             f"({exchanged[:3]}); change them in place, as optimisers and load_state_dict do"
@@ -186,13 +181,13 @@ def train(message: Message, context: Context) -> Message:
     resident, round_ = _open(message, context)
     task, client = resident.task, round_.client
     with isolated(client, partial(task.may_open, client)):
-        _receive(resident, round_)
+        live = _receive(resident, round_)
         resident.model.train()
         update = task.train(resident.model, resident.load(client), round_)
-    _check_tensors(resident, round_)
+    _check_tensors(resident.model, live, round_)
     if resident.local:
-        round_.state.save("local", {name: resident.live[name] for name in resident.local})
-    content = RecordDict({"arrays": _deltas(resident.live, round_.reference), "metrics": _metrics(update)})
+        round_.state.save("local", {name: live[name] for name in resident.local})
+    content = RecordDict({"arrays": _deltas(live, round_.reference), "metrics": _metrics(update)})
     for release in update.releases:
         if release.kind in round_.config.get("releases", ()):  # what nobody asked for does not leave
             content[release.kind] = array_record(release.arrays)

@@ -7,10 +7,10 @@ moves them fails a test and not a run:
 2. ``Metadata._message_id``: normally filled by the SuperLink.
 3. ``Array``: Flower stores bytes of ``numpy.save``; :class:`TensorArray` keeps the values and makes the bytes
    only when somebody asks for them (a real network does; a worker process on this machine never does).
-4. ``ArrayRecord``'s dictionary ``_data``, filled and copied without a check of every key and value.
+4. The dictionary ``_data`` of records, filled and copied without a check of every key and value.
 5. ``flwr.common.serde`` and ``serde_utils``: messages and records as protobuf.
 
-A message crosses a process border as Flower's own protobuf, with the arrays taken out and listed in a table
+A message crosses a process border as a table of its arrays, metrics as JSON, and Flower's own protobuf of the rest
 (:func:`pack`), so that the engine can move them through shared memory or an object store. No pickle is involved.
 """
 

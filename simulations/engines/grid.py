@@ -8,7 +8,7 @@ death becomes an error reply. Nothing is kept per node, so a pool of a million n
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
@@ -214,9 +214,9 @@ class EngineGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there for these ids; each is returned once."""
-        if not self._replies:
+        wanted = set(message_ids)
+        if wanted.isdisjoint(self._replies):
             self._collect(0.0)
-        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         pulled = [self._replies.pop(identifier) for identifier in list(self._replies) if identifier in wanted]
         self._dispatch()
         return pulled

@@ -2,7 +2,7 @@
 
 Each worker is forked from one warm process that has imported torch and Flower once, so starting (and replacing) a
 worker takes milliseconds. What all clients of a round receive is written to shared memory once; a reply is written
-where the driver reads it. Only Flower's protobuf without arrays goes through the pipe.
+where the driver reads it. A table of arrays, and Flower's protobuf of the rest, go through the pipe.
 """
 
 import math
@@ -30,8 +30,12 @@ from cloister.simulations.engines.nursery import nursery
 
 _SHORT_S = 0.5  # while jobs take less, the next one waits in the worker's pipe, so that no worker idles between two
 _BUNDLE_S = 0.02  # how much work of shorter jobs goes to a worker at once, and waits there
-_PIPE_SAFE = 1 << 16  # a frame this small fits the pipe's buffer, so sending it to a busy worker cannot block
+_PIPE_SAFE = 1 << 16  # bytes that fit the pipe's buffer, so that sending to a busy worker cannot block
 _LOOKAHEAD = 64  # how far to look for a job whose client this worker served before
+
+
+class _Gone(Exception):
+    """A worker process ended."""
 
 
 class _Worker:
@@ -64,6 +68,10 @@ class _Worker:
             os.kill(self.pid, signal.SIGKILL)
 
 
+def _bytes(job: Job) -> int:
+    return len(job.state) + len(job.payload.data) + len(job.configuration) * 64
+
+
 class LocalExecutor(Executor):
     """Runs jobs in worker processes of this machine."""
 
@@ -82,7 +90,7 @@ class LocalExecutor(Executor):
         self._outgoing, self._peer = Pool(), Peer(mmap.ACCESS_WRITE)
         self._homes: dict[int, int] = {}
         self._lost: list[Outcome] = []
-        self._job_s = float("inf")  # how long a job takes, smoothed; unknown at first
+        self._job_s: dict[str, float] = {}  # how long a job takes, by its message's type; unknown at first
         self._workers = [self._start(index) for index in range(workers)]
         for worker in self._workers:
             worker.check()
@@ -135,7 +143,8 @@ class LocalExecutor(Executor):
 
     def _choose(self, waiting: Sequence[Job]) -> tuple[int, list[Job]] | None:
         """Return jobs and the worker that gets them: idle workers first, clients at home before clients elsewhere."""
-        ahead = max(int(self._job_s < _SHORT_S), int(_BUNDLE_S / self._job_s))
+        expected_s = self._expected_s(waiting[0])
+        ahead = max(int(expected_s < _SHORT_S), int(_BUNDLE_S / expected_s))
         for index in sorted(range(len(self._workers)), key=lambda it: len(self._workers[it].jobs)):
             busy = len(self._workers[index].jobs)
             if busy > ahead:
@@ -143,10 +152,24 @@ class LocalExecutor(Executor):
             # Towards the end of the queue bundles shrink, so that no worker is left with much while another has none.
             size = max(1, min(ahead, -(-len(waiting) // (2 * len(self._workers)))))
             own = [job for job in waiting if self._homes.get(job.node_id, index) == index]
-            bundle = list((own or ([] if busy else waiting))[:size])
-            if bundle and (not busy or sum(len(job.payload.data) for job in bundle) < _PIPE_SAFE):
+            bundle = self._fitting((own or ([] if busy else waiting))[:size], self._workers[index])
+            if bundle:
                 return index, bundle
         return None
+
+    def _fitting(self, jobs: Sequence[Job], worker: _Worker) -> list[Job]:
+        """Return the first of these jobs that can be sent without blocking; an idle worker reads anything."""
+        room = _PIPE_SAFE - sum(map(_bytes, worker.jobs))  # any of them may still be in the pipe
+        fitting: list[Job] = []
+        for job in jobs:
+            room -= _bytes(job)
+            if room < 0 and (fitting or worker.jobs):
+                break
+            fitting.append(job)
+        return fitting
+
+    def _expected_s(self, job: Job) -> float:
+        return self._job_s.get(job.message.metadata.message_type, float("inf"))
 
     def poll(self, timeout_s: float) -> list[Outcome]:
         """Return replies and lost jobs; a dead worker is replaced at once."""
@@ -160,20 +183,26 @@ class LocalExecutor(Executor):
             try:
                 while worker.connection.poll():
                     outcomes.append(self._receive(worker))
-            except (EOFError, ConnectionError):
+            except _Gone:
                 outcomes += self._replace(index, "the worker process died")
         return outcomes
 
     def _nap(self, timeout_s: float) -> None:
         """Let replies of short jobs gather: waking up for each costs more than the rest of its way."""
-        queued = min(len(worker.jobs) for worker in self._workers) - 1
-        if queued > 0 and self._job_s < _BUNDLE_S:
-            time.sleep(min(timeout_s, queued * self._job_s, _BUNDLE_S))
+        ahead_s = min(sum(map(self._expected_s, worker.jobs[1:])) for worker in self._workers)
+        if ahead_s <= _BUNDLE_S:
+            time.sleep(min(timeout_s, ahead_s))
 
     def _receive(self, worker: _Worker) -> Outcome:
-        (lent, seconds), (state, data) = unframe(worker.connection.recv_bytes())
+        try:
+            answer = worker.connection.recv_bytes()
+        except (EOFError, OSError) as error:  # OSError: it died within a reply
+            raise _Gone from error
+        (lent, seconds), (state, data) = unframe(answer)
         job = worker.jobs.pop(0)
-        self._job_s = seconds if self._job_s == float("inf") else 0.8 * self._job_s + 0.2 * seconds
+        # Rises at once, for too much in a queue costs more than too little; falls slowly.
+        kind = job.message.metadata.message_type
+        self._job_s[kind] = max(seconds, 0.8 * self._job_s.get(kind, seconds) + 0.2 * seconds)
         lease = _Lease(lent, self._peer, worker.given_back)
         return Outcome(job.message_id, unpack(data, lease.fetch), state=state)
 

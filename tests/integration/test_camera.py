@@ -29,6 +29,8 @@ SMALL = (
     "settings.train.images_per_identity=2",
     "settings.train.local_epochs=1",
     "settings.train.peak_round=1",
+    "settings.train.learning_rate=0.05",
+    "settings.train.backbone_learning_rate=0.05",
     "evaluation.draws=1",
     "evaluation.retrievals=0",
 )

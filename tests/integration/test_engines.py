@@ -218,6 +218,24 @@ def test_of_jobs_that_travel_together_only_the_one_that_crashes_fails(open_engin
     assert [reply.content["metrics"]["n"] for reply in replies if reply.has_content()] == [2] * 5
 
 
+def test_replies_that_nobody_fetched_hold_up_no_others(open_engine: Open) -> None:
+    with open_engine() as grid:
+        earlier = grid.push_messages([ask("count", 1)])
+        while not grid._replies:
+            grid.wait(30)
+        replies = grid.send_and_receive([ask("count", node) for node in (2, 3)], timeout=30)
+        assert [reply.metadata.src_node_id for reply in replies] == [2, 3]
+        assert [reply.metadata.src_node_id for reply in grid.pull_messages(earlier)] == [1]
+
+
+def test_large_states_of_nodes_do_not_block_the_engine(open_engine: Open) -> None:
+    with open_engine(count=20, workers=1) as grid:
+        for expected in (1, 2, 3):
+            messages = [ask("count", node, weight=400_000) for node in range(1, 21)]
+            replies = grid.send_and_receive(messages, timeout=50)
+            assert [reply.content["metrics"]["n"] for reply in replies] == [expected] * 20
+
+
 def test_a_million_nodes_cost_nothing_until_touched(open_engine: Open) -> None:
     with open_engine(count=10**6) as grid:
         assert len(grid.get_node_ids()) == 10**6

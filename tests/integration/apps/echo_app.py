@@ -65,9 +65,12 @@ def who(message: Message, context: Context) -> Message:
 
 @app.query("count")
 def count(message: Message, context: Context) -> Message:
-    """Count this node's calls in Flower's own per-node state."""
+    """Count this node's calls in Flower's own per-node state, which ``weight`` bytes make heavy."""
     calls = context.state.metric_records.get("calls", MetricRecord({"n": 0}))
     context.state["calls"] = MetricRecord({"n": int(calls["n"]) + 1})
+    weight = int(message.content["config"].get("weight", 0))
+    if weight:
+        context.state["weight"] = ConfigRecord({"bytes": bytes(weight)})
     return Message(RecordDict({"metrics": MetricRecord({"n": int(calls["n"]) + 1})}), reply_to=message)
 
 

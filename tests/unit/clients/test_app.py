@@ -247,7 +247,7 @@ def test_training_is_guarded(tmp_path: Path) -> None:
 
 
 def test_a_task_that_exchanges_the_models_tensors_is_told() -> None:
-    for number in (1, 2):  # the model is made anew after it, so the second round is told as well
+    for number in (1, 2):
         assert ask(number=number, settings={"exchanges": True}).error.code == WeightsError.code
     assert ask().has_content()
 

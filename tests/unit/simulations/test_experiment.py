@@ -104,7 +104,7 @@ def test_a_preset_is_laid_over_the_papers_numbers() -> None:
 
 def test_what_extends_another_takes_its_presets_too() -> None:
     extended = Experiment.load("reid-ei-r-l-to-s", preset="tiny")
-    assert extended.rounds == 8
+    assert extended.rounds == 24
     assert extended.settings["model"] == Experiment.load("reid-ci", preset="tiny").settings["model"]
     assert extended.settings["data"]["sources"] == ("regdb", "llcm")
 
