@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pfl.aggregate.simulate import SimulatedBackend  # type: ignore[import-not-found, unused-ignore]
-from pfl.algorithm.base import NNAlgorithmParams  # type: ignore[import-not-found, unused-ignore]
-from pfl.algorithm.federated_averaging import FederatedAveraging  # type: ignore[import-not-found, unused-ignore]
-from pfl.data.dataset import Dataset  # type: ignore[import-not-found, unused-ignore]
-from pfl.data.federated_dataset import FederatedDataset  # type: ignore[import-not-found, unused-ignore]
-from pfl.data.sampling import get_user_sampler  # type: ignore[import-not-found, unused-ignore]
-from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams  # type: ignore[import-not-found, unused-ignore]
-from pfl.metrics import Metrics  # type: ignore[import-not-found, unused-ignore]
-from pfl.model.pytorch import PyTorchModel  # type: ignore[import-not-found, unused-ignore]
+from pfl.aggregate.simulate import SimulatedBackend
+from pfl.algorithm.base import NNAlgorithmParams
+from pfl.algorithm.federated_averaging import FederatedAveraging
+from pfl.data.dataset import Dataset
+from pfl.data.federated_dataset import FederatedDataset
+from pfl.data.sampling import get_user_sampler
+from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
+from pfl.metrics import Metrics
+from pfl.model.pytorch import PyTorchModel
 from torch import nn
 
 from cloister.bench.workload import BATCH, LEARNING_RATE, build, data_of, fit
