@@ -34,10 +34,6 @@ _PIPE_SAFE = 1 << 16  # bytes that fit the pipe's buffer, so that sending to a b
 _LOOKAHEAD = 64  # how far to look for a job whose client this worker served before
 
 
-class _Gone(Exception):
-    """A worker process ended."""
-
-
 class _Worker:
     """One worker process and the driver's end of its connection."""
 
@@ -61,6 +57,13 @@ class _Worker:
         self.jobs += bundle
         with suppress(ConnectionError):  # the worker is gone: the next poll finds the closed pipe and replaces it
             self.connection.send_bytes(frame(head, [part for job in bundle for part in (job.state, job.payload.data)]))
+
+    def read(self) -> bytes | None:
+        """Return the next reply; None if the process is gone, be it within a reply."""
+        try:
+            return self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
 
     def stop(self) -> None:
         self.connection.close()
@@ -180,11 +183,12 @@ class LocalExecutor(Executor):
         for index, worker in enumerate(self._workers):
             if worker.connection not in ready:
                 continue
-            try:
-                while worker.connection.poll():
-                    outcomes.append(self._receive(worker))
-            except _Gone:
-                outcomes += self._replace(index, "the worker process died")
+            while worker.connection.poll():
+                answer = worker.read()
+                if answer is None:
+                    outcomes += self._replace(index, "the worker process died")
+                    break
+                outcomes.append(self._receive(worker, answer))
         return outcomes
 
     def _nap(self, timeout_s: float) -> None:
@@ -193,11 +197,7 @@ class LocalExecutor(Executor):
         if ahead_s <= _BUNDLE_S:
             time.sleep(min(timeout_s, ahead_s))
 
-    def _receive(self, worker: _Worker) -> Outcome:
-        try:
-            answer = worker.connection.recv_bytes()
-        except (EOFError, OSError) as error:  # OSError: it died within a reply
-            raise _Gone from error
+    def _receive(self, worker: _Worker, answer: bytes) -> Outcome:
         (lent, seconds), (state, data) = unframe(answer)
         job = worker.jobs.pop(0)
         # Rises at once, for too much in a queue costs more than too little; falls slowly.
