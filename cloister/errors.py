@@ -12,6 +12,11 @@
      +-- EngineError        500  a worker, an actor or a cluster
      +-- RunError           600  a run folder, a checkpoint, a report
      +-- EvaluationError    700  features or distances that no metric can be computed from
+     +-- PrivacyError       800  a privacy guarantee cannot be given or kept; always fails closed
+          +-- PlanError     810  a privacy plan, or an event of one, is unsound
+          +-- PolicyError   820  a site's own policy forbids what was asked for, or cannot be read
+          +-- LedgerError   830  a ledger cannot be read or written, was tampered with, or the budget is spent
+          +-- AuditError    840  an audit cannot be run on what it was given
 
 The number is stable and printed with the message. A message never holds a secret, a gradient or an image.
 """
@@ -79,3 +84,33 @@ class EvaluationError(CloisterError):
     """Features or distances from which no honest metric can be computed."""
 
     code = 700
+
+
+class PrivacyError(CloisterError):
+    """A privacy guarantee cannot be given or kept. Never caught and passed over."""
+
+    code = 800
+
+
+class PlanError(PrivacyError):
+    """A privacy plan, or an event of one, is unsound."""
+
+    code = 810
+
+
+class PolicyError(PrivacyError):
+    """A site's own policy forbids what was asked for, or cannot be read."""
+
+    code = 820
+
+
+class LedgerError(PrivacyError):
+    """A ledger cannot be read or written, was tampered with, or has no budget left."""
+
+    code = 830
+
+
+class AuditError(PrivacyError):
+    """An audit cannot be run on what it was given."""
+
+    code = 840

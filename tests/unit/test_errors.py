@@ -21,6 +21,11 @@ CODES = {
     "EngineError": 500,
     "RunError": 600,
     "EvaluationError": 700,
+    "PrivacyError": 800,
+    "PlanError": 810,
+    "PolicyError": 820,
+    "LedgerError": 830,
+    "AuditError": 840,
 }
 
 
@@ -44,6 +49,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         name: code for name, code in CODES.items() if name != "CloisterError"
     }
     parents = {"CloisterError": "Exception", "IsolationError": "DataError", "QuorumError": "ReleaseError"}
+    parents |= dict.fromkeys(("PlanError", "PolicyError", "LedgerError", "AuditError"), "PrivacyError")
     for name, kind in defined(errors).items():
         assert kind.__base__.__name__ == parents.get(name, "CloisterError")  # type: ignore[union-attr]
 
