@@ -136,7 +136,8 @@ class CameraTask(Task[ClientImages]):
     def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
         """Return the map from (client, private label) to identity under ``uci``, from the index files of all clients.
 
-        For a simulation that measures how well a server matches identities; nobody else may know it.
+        For a simulation that measures how well a server matches identities; nobody else may know it. A label that the
+        client does not have stands for nobody: a negative number.
         """
         if self.config.data.protocol != "uci":
             return None
@@ -148,7 +149,7 @@ class CameraTask(Task[ClientImages]):
             )
             for client in self.clients()
         }
-        return lambda client, label: int(people[client][label])
+        return lambda client, label: int(people[client][label]) if label < len(people[client]) else -1 - label
 
     def train(self, model: nn.Module, data: ClientImages, round: Round) -> Update:
         """Train one round; ``examples`` is the number of images down to a multiple of the batch size.

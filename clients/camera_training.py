@@ -11,7 +11,7 @@ from torch import Tensor
 from cloister.clients.objectives import Batch, Objective, objectives
 from cloister.clients.task import NDArray, Release, Round
 from cloister.datasets.reid import ClientImages
-from cloister.errors import WeightsError
+from cloister.errors import ConfigError, WeightsError
 from cloister.flower import tensor
 from cloister.models.l2rw import sampler
 from cloister.models.l2rw.augment import augment
@@ -44,8 +44,9 @@ class LocalTraining:
         self._receive_head()
         self.present = None if present is None else present.to(self.device)
         self.steps = settings.local_epochs * sampler.steps_per_epoch(len(labels), settings.batch_size)
-        # SCAFFOLD's control variates are gradients of this round alone: its momentum starts at zero.
-        self.keep_momentum = "control" not in round.received
+        # SCAFFOLD's control variates are gradients of this round alone, and FedNova counts this round's steps alone.
+        self.keep_momentum = "control" not in round.received and "nova-momentum" not in round.config
+        self._check_nova()
         momenta = round.state.load("optimiser") if self.keep_momentum else None
         self.optimiser = make_optimiser(network, settings, momenta)
         self.added: tuple[Objective, ...] = objectives(network, shared, self.optimiser, round)
@@ -55,6 +56,19 @@ class LocalTraining:
         if "centres" in self.wanted:
             self.collector = CentreCollector(self.steps * settings.batch_size, network.config.embedding, settings)
         self.totals: dict[str, Tensor] = {}
+
+    def _check_nova(self) -> None:
+        """Raise ConfigError if FedNova's normalisation assumes another optimiser than this client's."""
+        assumed = self.round.config.get("nova-momentum")
+        if assumed is None:
+            return
+        own = self.settings.momentum
+        if float(assumed) != own or (own > 0 and not self.round.config.get("nova-nesterov")):
+            raise ConfigError(
+                f"client {self.round.client}: strategy fednova: expected momentum {own:g} with nesterov = true, the "
+                f"local optimiser's, found momentum {float(assumed):g} and nesterov = "
+                f"{bool(self.round.config.get('nova-nesterov'))}; set strategy.momentum = {own:g}"
+            )
 
     def run(self, data: ClientImages) -> None:
         """Take all steps of the round."""

@@ -39,6 +39,10 @@ class ModelSpec(ABC):
         """Return the (mean, variance) buffer names that must be pooled as moments, not averaged one by one."""
         return ()
 
+    def rows(self) -> tuple[int, int] | None:
+        """Return (number of classes, width) of class centres and head rows; None: the model has no such rows."""
+        return None
+
 
 def released(groups: Mapping[str, Group]) -> list[str]:
     """Return the names that travel between client and server, in state-dict order."""

@@ -15,12 +15,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from cloister.errors import WeightsError
+from cloister.errors import QuorumError, WeightsError
 from cloister.flower import NDArray, array_record, tensor, views
 from cloister.models.spec import ModelSpec, check_groups, released
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.strategies.base import BaseStrategy, StrategyState
+from cloister.strategies.quorum import unfinished
 from cloister.strategies.rounds import RoundResult
 
 _DAY_S = 86_400.0
@@ -111,7 +112,11 @@ def initial_arrays(assignment: Assignment, model: nn.Module) -> dict[str, NDArra
 
 
 def serve(grid: Grid, assignment: Assignment) -> Finish:
-    """Run the assignment from its last checkpoint, or from the start, and return the final model."""
+    """Run the assignment from its last checkpoint, or from the start, and return the final model.
+
+    Raises :class:`~cloister.errors.QuorumError` if too many rounds in a row are void, or the last one is. Void rounds
+    leave no checkpoint, so that they are run again by whoever resumes.
+    """
     model = build_model(assignment)
     arrays = initial_arrays(assignment, model)
     saved = checkpoint.latest(assignment.folder) if assignment.folder else None
@@ -137,9 +142,13 @@ def _run(
             scores[number] = assignment.evaluator.evaluate(load_arrays(model, views(record)).eval())
         return MetricRecord({key: float(value) for key, value in scores[number].metrics.items()})
 
+    void = ""
+
     def finish_round(result: RoundResult) -> None:
+        nonlocal void
+        void = result.void
         assignment.on_round(RoundReport(result=result, scores=scores.pop(result.number, None)))
-        if assignment.folder is not None:
+        if assignment.folder is not None and not void:  # whoever resumes runs a void round again
             state = assignment.strategy.state()
             checkpoint.save(
                 assignment.folder,
@@ -163,6 +172,8 @@ def _run(
             first_round=first,
             on_round=finish_round,
         )
+    if void:
+        raise QuorumError(unfinished(void))
     return {name: values.copy() for name, values in views(result.arrays).items()}
 
 

@@ -56,6 +56,7 @@ class Prepared:
                 groups=groups,
                 pooled=spec.pooled_statistics(model),
                 seeds=seeds,
+                rows=spec.rows(),
                 truth=self.task.truth(seeds),
             ),
             evaluator=self.evaluator,

@@ -88,39 +88,54 @@ class FedNova(BaseStrategy):
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the normalised mean."""
         buffers = {name for name in arrays if self.groups[name] is Group.BUFFER}
-        return NovaFold(arrays, buffers, self.pooled, self.weigh, self.config.momentum)
+        return NovaFold(arrays, buffers, self.pooled, self.weigh, self.config)
+
+    def scalars(self) -> dict[str, float]:
+        """Return the momentum that the normalisation assumes, which clients compare with their own."""
+        return {"nova-momentum": self.config.momentum, "nova-nesterov": float(self.config.nesterov)}
 
 
 class NovaFold(Fold):
     """One round of FedNova."""
 
     def __init__(
-        self, current: Mapping[str, NDArray], buffers: set[str], pooled: Pairs, weigh: Weigh, momentum: float
+        self, current: Mapping[str, NDArray], buffers: set[str], pooled: Pairs, weigh: Weigh, config: FedNovaConfig
     ) -> None:
         """Normalise all entries of ``current`` but ``buffers``, which are averaged."""
         self._steps = WeightedSum(current, [name for name in current if name not in buffers])
         self._buffers = WeightedSum(current, [name for name in current if name in buffers], pooled)
-        self._weigh, self._momentum = weigh, momentum
+        self._weigh, self._config = weigh, config
         self._total = self._progress = 0.0
 
     def add(self, reply: Reply) -> None:
         """Add one reply, divided by its local progress."""
-        weight, progress = self._weigh(reply), local_progress(reply.steps, self._momentum)
+        weight, progress = self._weigh(reply), local_progress(reply.steps, self._config)
         self._total += weight
         self._progress += weight * progress
         self._steps.add(reply.deltas, weight / progress)
         self._buffers.add(reply.deltas, weight)
 
     def finish(self) -> dict[str, NDArray]:
-        """Return the new arrays."""
+        """Return the new arrays, moved no further than ``limits.max_norm`` whatever steps were claimed."""
         effective = self._progress / self._total
+        bound, norm = self._config.limits.max_norm, self._steps.norm() / self._total
+        if bound is not None and norm * effective > bound:
+            effective = bound / norm
         return self._steps.moved(self._total / effective) | self._buffers.moved(self._total)
 
 
-def local_progress(steps: int, momentum: float) -> float:
-    """Return ``|a|_1``: how many plain SGD steps ``steps`` steps of heavy-ball SGD with this factor amount to.
+def local_progress(steps: int, config: FedNovaConfig) -> float:
+    """Return ``|a|_1``: how many plain SGD steps ``steps`` steps of the clients' SGD amount to.
 
-    ``[tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho)``; tau for rho = 0 (Wang et al., NeurIPS 2020).
-    The momentum buffer is taken to start at zero each round.
+    Heavy-ball: ``[tau - rho (1 - rho^tau) / (1 - rho)] / (1 - rho)``; tau for rho = 0 (Wang et al., NeurIPS 2020).
+    A Nesterov step looks one step ahead, so that tau steps move as far as heavy-ball's steps 2 to tau + 1.
+    The momentum buffer starts at zero each round.
     """
+    momentum = config.momentum
+    if config.nesterov and momentum > 0:
+        return _heavy_ball(steps + 1, momentum) - 1.0
+    return _heavy_ball(steps, momentum)
+
+
+def _heavy_ball(steps: int, momentum: float) -> float:
     return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

@@ -24,7 +24,7 @@ from cloister.strategies import loop
 from cloister.strategies.cohort import Cohort, assemble
 from cloister.strategies.config import StrategyConfig
 from cloister.strategies.exchange import Exchange
-from cloister.strategies.fold import Fold, Pairs, check_model, variances
+from cloister.strategies.fold import Fold, Pairs, check_model, finite, variances
 from cloister.strategies.inbox import Inbox
 from cloister.strategies.quorum import ending, shortfall
 from cloister.strategies.rounds import RoundResult, StrategyResult, Traffic, means
@@ -285,7 +285,7 @@ class BaseStrategy(Strategy):
         void = self._void_reason(opened)
         self.void_rounds = self.void_rounds + 1 if void else 0
         if not void:
-            finished = opened.fold.finish()
+            finished = finite(opened.fold.finish(), number)
             arrays = array_record({name: finished[name] for name in arrays})
             for exchange in self.exchanges:
                 metrics |= exchange.commit(cohort.pool)

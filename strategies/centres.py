@@ -1,7 +1,9 @@
 """Class centres that travel beside the weights: L2RW's equation 5, and the rules that every centre record must keep.
 
 A class centre is the mean feature of one person at one client. A client is only ever sent rows of identities that it
-released itself: nobody can search for people it has never seen.
+released itself. An honest client thus never receives a centre of a person it has not seen. A hostile one can make up a
+row for any label and is sent that label's centre in the next round: under a common numbering this protects nobody from
+members of the federation. A noised centre (the plan's ``centre_noise``) does.
 
 Source: "From Laboratory to Real World: A New Benchmark Towards Privacy-Preserved Visible-Infrared Person
 Re-Identification", CVPR 2025, arXiv 2503.12232, section 3.

@@ -32,19 +32,25 @@ class LimitsConfig(Config):
     """Bounds that a client's reply must keep, beside having the right shape and being finite.
 
     ``max_examples``: the largest ``num-examples`` that a client may claim (its averaging weight).
-    ``max_norm``: the largest L2 norm of the change of all SHARED entries together; None: no bound.
+    ``max_steps``: the largest number of local steps that it may claim. ``max_norm``: the largest L2 norm of the change
+    of all SHARED entries together; ``max_extra_norm``: that of a record beside the weights (centres: of each row, head
+    rows likewise); None: no bound. ``max_rows``: the most rows of centres or head; None: as many as the model has
+    classes, where that is known.
     """
 
     max_examples: PositiveInt = 10_000_000
+    max_steps: PositiveInt = 1_000_000
     max_norm: PositiveFloat | None = None
+    max_extra_norm: PositiveFloat | None = None
+    max_rows: PositiveInt | None = None
 
 
 class AlignedCentres(Config):
     """Class centres under one numbering of identities for all clients (L2RW, equation 5).
 
     ``average``: ``present`` divides by the clients that hold the identity (the paper), ``diluted`` by all clients
-    (the released code). ``width``: length of a centre; None takes that of the first client in canonical order, which
-    a hostile client could choose to have the others refused.
+    (the released code). ``width``: length of a centre; None takes the model's, or where that is not known, that of the
+    first client in canonical order.
     """
 
     mode: Literal["aligned"] = "aligned"
@@ -160,11 +166,13 @@ class FedProxConfig(CentredConfig):
 class FedNovaConfig(CentredConfig):
     """Changes normalised by local progress (Wang et al., NeurIPS 2020).
 
-    ``momentum``: the clients' heavy-ball factor rho, which sets how much one step counts.
+    ``momentum``: the clients' factor rho, which sets how much one step counts; ``nesterov``: whether their momentum is
+    Nesterov's, as in task ``camera``, or heavy-ball, as in the paper. Clients whose optimiser is another refuse.
     """
 
     name: Literal["fednova"] = "fednova"
     momentum: Decay = 0.9
+    nesterov: bool = True
 
 
 class MoonConfig(CentredConfig):

@@ -1,12 +1,13 @@
 """How valid replies become new arrays: one at a time, in canonical order, each let go of once it is added."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, RunError
 from cloister.flower import NDArray, tensor
 from cloister.models.spec import Group, released
 from cloister.strategies.validation import Reply
@@ -49,6 +50,10 @@ class WeightedSum:
             total.add_(tensor(deltas[name]), alpha=weight)
         for name, squares in self._squares.items():
             squares += weight * np.square(deltas[name], dtype=np.float64)
+
+    def norm(self) -> float:
+        """Return the L2 norm of the sum."""
+        return math.sqrt(sum(float(total.double().square().sum()) for total in self._sums.values()))
 
     def moved(self, divisor: float) -> dict[str, NDArray]:
         """Return current + sum / divisor, by name. The sums are used up."""
@@ -102,6 +107,22 @@ def check_model(groups: Mapping[str, Group], arrays: Mapping[str, NDArray]) -> N
                 f"model entry {name!r}: expected floating-point or signed integer values, found {values.dtype}; "
                 "declare it LOCAL or FROZEN"
             )
+
+
+def finite(arrays: dict[str, NDArray], number: int) -> dict[str, NDArray]:
+    """Return ``arrays``; raises RunError if an entry is not finite, as when a mean overflows a 16-bit model."""
+    for name, values in arrays.items():
+        flat = values.reshape(-1)
+        if flat.dtype.kind != "f":
+            continue
+        with np.errstate(all="ignore"):
+            sure = np.isfinite(np.dot(flat, flat))  # one pass; only a sum that is not finite is looked at again
+        if not sure and not np.isfinite(flat).all():
+            raise RunError(
+                f"round {number}: {name}: expected finite values after averaging, found others in {flat.dtype}; "
+                "average in float32, or set strategy.limits.max_norm; the last checkpoint is whole"
+            )
+    return arrays
 
 
 def trainable(groups: Mapping[str, Group], arrays: Mapping[str, NDArray]) -> list[str]:

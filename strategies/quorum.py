@@ -52,6 +52,14 @@ def ending(reason: str, void_rounds: int, limit: int) -> str:
     """Return the message with which a run ends after too many void rounds, and the next step."""
     return (
         f"{reason}\nThis was void round {void_rounds} in a row and {limit} end the run; the model is that of the last "
-        "valid round. Bring the clients named above back, or lower strategy.quorum.replies or raise "
-        "strategy.quorum.deadline_s, and resume."
+        "valid round. Bring the clients named above back and resume, which runs the void rounds again; or start a new "
+        "run with a lower strategy.quorum.replies or a longer strategy.quorum.deadline_s."
+    )
+
+
+def unfinished(reason: str) -> str:
+    """Return the message of a run whose last round was void, and the next step."""
+    return (
+        f"{reason}\nThis was the last round, so the model lacks what it should have learned there. Bring the clients "
+        "named above back and resume, which runs the void rounds again."
     )

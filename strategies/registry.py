@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from cloister.errors import ConfigError
 from cloister.models.spec import Group
@@ -48,15 +49,18 @@ def build(
     groups: Mapping[str, Group],
     pooled: Pairs = (),
     seeds: SeedTree,
+    rows: tuple[int, int] | None = None,
     truth: Truth | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BaseStrategy:
     """Return the strategy that ``config`` names, for a model with these parameter ``groups``.
 
+    ``rows``: (classes, width) of the model's class centres and head rows: what the configuration leaves open.
     ``truth(client, label)`` tells which person is behind a private label, where a simulation knows it: only for logging
     how well identities are matched. Raises ConfigError for a model that the strategy cannot serve.
     """
+    config = _bounded(config, rows)
     return STRATEGIES[config.name](
         config,
         groups=groups,
@@ -66,6 +70,18 @@ def build(
         clock=clock,
         sleep=sleep,
     )
+
+
+def _bounded(config: StrategyConfig, rows: tuple[int, int] | None) -> StrategyConfig:
+    """Fill in what the model knows, so that no client's reply decides it: how many rows there can be, and how long."""
+    if rows is None:
+        return config
+    found: dict[str, Any] = {}
+    if config.limits.max_rows is None:
+        found["limits"] = config.limits.model_copy(update={"max_rows": rows[0]})
+    if isinstance(config, CentredConfig) and config.centres is not None and config.centres.width is None:
+        found["centres"] = config.centres.model_copy(update={"width": rows[1]})
+    return config.model_copy(update=found)
 
 
 def _centre_exchange(config: StrategyConfig, groups: Mapping[str, Group], truth: Truth | None) -> tuple[Exchange, ...]:

@@ -72,11 +72,13 @@ class ReplyRules:
         check_keys("reply", set(content), required, required | set(self.extras))
         metrics = read_metrics(content)
         examples = _count(metrics, "num-examples", least=1, most=self.limits.max_examples)
-        steps = _count(metrics, "steps", least=int(self.steps)) if self.steps or "steps" in metrics else 0
+        most = self.limits.max_steps
+        steps = _count(metrics, "steps", least=int(self.steps), most=most) if self.steps or "steps" in metrics else 0
         deltas = self._deltas(content["arrays"])
         extras = {kind: read_arrays(kind, content[kind]) for kind in self.extras if kind in content}
         for kind, values in extras.items():
             self.extras[kind].check(values)
+            self._check_extra(kind, values)
         norm = self._norm(deltas)
         self._check_variances(client, deltas)
         return Reply(
@@ -88,6 +90,22 @@ class ReplyRules:
             extras=extras,
             norm=norm,
         )
+
+    def _check_extra(self, kind: str, values: Mapping[str, NDArray]) -> None:
+        """Bound what travels beside the weights: rows by number and each by its norm, anything else as a whole."""
+        bound, most = self.limits.max_extra_norm, self.limits.max_rows
+        labels = values.get("labels")
+        if labels is not None and most is not None and len(labels) > most:
+            raise ReleaseError(f"{kind}: expected at most {most} rows, found {len(labels)}")
+        if bound is None:
+            return
+        floats = [array.astype(np.float64) for array in values.values() if array.dtype.kind == "f"]
+        if labels is not None:
+            norm = max((float(np.linalg.norm(array, axis=1).max(initial=0.0)) for array in floats), default=0.0)
+        else:
+            norm = math.sqrt(sum(float(np.square(array).sum()) for array in floats))
+        if norm > bound:
+            raise ReleaseError(f"{kind}: expected an L2 norm at most {bound:g}, found {norm:g}")
 
     def _deltas(self, record: Any) -> dict[str, NDArray]:
         if isinstance(record, ArrayRecord):

@@ -63,6 +63,10 @@ class ReidSpec(ModelSpec):
                 groups[name] = Group.LOCAL if local else Group.SHARED
         return groups
 
+    def rows(self) -> tuple[int, int]:
+        """Return (identities, length of an embedding)."""
+        return self.config.num_classes, self.config.embedding
+
     def pooled_statistics(self, model: nn.Module) -> tuple[tuple[str, str], ...]:
         """Return the (mean, variance) names of every BatchNorm layer under ``normalisation = "pooled"``."""
         if self.config.normalisation != "pooled":

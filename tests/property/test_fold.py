@@ -1,10 +1,12 @@
 """Properties of the weighted sum that hold for any replies."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.strategies.fold import WeightedSum
+from cloister.errors import RunError
+from cloister.strategies.fold import WeightedSum, finite
 
 POOLED = (("mean", "var"),)
 
@@ -75,3 +77,15 @@ def test_only_ratios_of_weights_matter(case: tuple, factor: float) -> None:
     scaled = [(deltas, weight * factor) for deltas, weight in replies]
     one, other = moved(current, replies, POOLED), moved(current, scaled, POOLED)
     assert all(one[key].tobytes() == other[key].tobytes() for key in current)
+
+
+@given(
+    st.sampled_from([np.float16, np.float32, np.float64]), st.integers(0, 5), st.sampled_from([np.inf, -np.inf, np.nan])
+)
+def test_a_model_that_is_not_finite_is_named(dtype: type, place: int, wrong: float) -> None:
+    largest = np.full((2, 3), np.finfo(dtype).max, dtype)
+    assert finite({"w": largest, "n": np.array(3)}, 4)["w"] is largest
+    largest = largest.copy()
+    largest.flat[place] = wrong
+    with pytest.raises(RunError, match="round 4: w: expected finite values after averaging"):
+        finite({"w": largest}, 4)

@@ -351,6 +351,8 @@ def test_truth_names_the_person_behind_a_private_label(tmp_path: Path) -> None:
     )
     truth = task.truth(SEEDS)
     assert sorted(truth("cam6", label) for label in range(4)) == [0, 1, 2, 3]
+    nobody = [truth(client, label) for client in ("cam1", "cam6") for label in (40, 41)]
+    assert all(number < 0 for number in nobody)  # labels that a hostile client made up
     assert [truth("cam1", label) for label in range(5)] == private_numbering(np.arange(5), SEEDS, "cam1").tolist()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from torch import nn
 
-from cloister.errors import RunError, WeightsError
+from cloister.errors import QuorumError, RunError, WeightsError
 from cloister.flower import array_record, assign_id, set_identity, views
 from cloister.models.spec import Group, ModelSpec
 from cloister.randomness import SeedTree
@@ -192,6 +192,42 @@ def test_a_resumed_run_skips_what_is_done_and_ends_the_same(done: int, strategy:
     rest = list(range(done + 1, 4))
     assert [report.result.number for report in reports] == rest
     assert sorted({config["server-round"] for config in grid.configs}) == rest
+
+
+class Silent(Grid):
+    """Nobody answers in the rounds ``void``."""
+
+    def __init__(self, *void: int) -> None:
+        super().__init__()
+        self.void = void
+
+    def answer(self, message: Message) -> Message:
+        if int(message.content["config"]["server-round"]) in self.void:
+            return Message(Error(3, "no power"), reply_to=message)
+        return super().answer(message)
+
+
+@pytest.mark.parametrize("void", [(1,), (2,), (3,), (2, 3), (1, 2, 3)])
+def test_a_resumed_run_runs_its_last_void_rounds_again(void: tuple[int, ...], tmp_path: Path) -> None:
+    whole = serve(Grid(), assignment())
+    if 3 in void:
+        with pytest.raises(QuorumError, match=r"(?s)round 3 is void.*resume, which runs the void rounds again"):
+            serve(Silent(*void), assignment(folder=tmp_path))
+    else:
+        serve(Silent(*void), assignment(folder=tmp_path))
+    grid = Grid()
+    again = serve(grid, assignment(folder=tmp_path))
+    if void[-1] == 3:
+        assert weights(again) == weights(whole)
+        assert [config["server-round"] for config in grid.configs] == [n for n in void for _ in range(2)]
+    else:  # a valid round came after: what was missed is missed
+        assert grid.configs == []
+
+
+def test_a_run_in_which_nobody_ever_answered_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(QuorumError, match="round 2 is void"):
+        serve(Silent(1, 2), assignment(rounds=2, folder=tmp_path))
+    assert checkpoint.latest(tmp_path) is None
 
 
 def test_a_finished_run_asks_nobody(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cloister.flower import array_record, views
 from cloister.models.spec import Group
 from cloister.randomness import SeedTree
 from cloister.strategies.averaging import local_progress
-from cloister.strategies.config import FedBNConfig
+from cloister.strategies.config import FedBNConfig, FedNovaConfig
 from cloister.strategies.registry import build
 
 
@@ -84,18 +84,22 @@ def test_pooled_moments_are_those_of_the_pooled_data(lab: SimpleNamespace) -> No
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_local_progress_counts_what_torchs_sgd_does_to_a_constant_gradient(steps: int, momentum: float) -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_local_progress_counts_what_torchs_sgd_does_to_a_constant_gradient(
+    steps: int, momentum: float, nesterov: bool
+) -> None:
     weight = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.SGD([weight], lr=1.0, momentum=momentum)
+    optimiser = torch.optim.SGD([weight], lr=1.0, momentum=momentum, nesterov=nesterov and momentum > 0)
     for _ in range(steps):
         weight.grad = torch.ones_like(weight)
         optimiser.step()
-    assert local_progress(steps, momentum) == pytest.approx(-weight.item(), rel=1e-12)
+    config = FedNovaConfig(momentum=momentum, nesterov=nesterov)
+    assert local_progress(steps, config) == pytest.approx(-weight.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fednova_normalises_parameters_and_averages_buffers(lab: SimpleNamespace, momentum: float) -> None:
-    found = lab.run(lab.FakeGrid(lab.clients()), {"name": "fednova", "momentum": momentum}, 1).arrays
+    found = lab.run(lab.FakeGrid(lab.clients()), {"name": "fednova", "momentum": momentum, "nesterov": False}, 1).arrays
     changes, examples, steps = deltas(lab)
     share = examples / examples.sum()
     progress = np.array([sum(sum(momentum**k for k in range(t)) for t in range(1, tau + 1)) for tau in steps])
@@ -126,6 +130,39 @@ def test_fednova_with_equal_steps_is_fedavg(lab: SimpleNamespace, pooled: bool) 
     fedavg = lab.run(lab.FakeGrid(clients), {"name": "fedavg"}, 3, **keywords).arrays
     for key, values in fedavg.items():
         np.testing.assert_allclose(nova[key], values, rtol=1e-5, atol=1e-6)
+
+
+def claiming(lab: SimpleNamespace, name: str, steps: int, scale: float = 1.0) -> Any:
+    def answer(message: Message) -> RecordDict:
+        content = lab.trained(message, name)
+        content["metrics"]["steps"] = steps
+        found = views(content["arrays"])
+        scaled = {key: np.asarray(values * scale, dtype=values.dtype) for key, values in found.items()}
+        return RecordDict({**content, "arrays": array_record(scaled)})
+
+    return answer
+
+
+def test_fednova_moves_no_further_than_the_norm_bound_whatever_steps_are_claimed(lab: SimpleNamespace) -> None:
+    clients = lab.clients(cam2=claiming(lab, "cam2", 900_000, scale=0.0))
+    start = lab.model()
+    shared = [key for key in start if lab.GROUPS[key] is Group.SHARED and start[key].dtype.kind == "f"]
+
+    def moved(**limits: float) -> float:
+        done = lab.run(lab.FakeGrid(clients), {"name": "fednova", "limits": limits}, 1)
+        return float(np.sqrt(sum(np.square(done.arrays[key] - start[key]).sum() for key in shared)))
+
+    outcomes = lab.run(lab.FakeGrid(clients), {"name": "fednova"}, 1).rounds[0].outcomes
+    bound = 1.01 * max(outcome.norm for outcome in outcomes.values())
+    assert moved() > 100 * bound
+    assert moved(max_norm=bound) <= bound * (1 + 1e-5)
+
+
+def test_a_claim_of_too_many_steps_is_refused(lab: SimpleNamespace) -> None:
+    clients = lab.clients(cam2=claiming(lab, "cam2", 2**53))
+    done = lab.run(lab.FakeGrid(clients), {"name": "fednova"}, 1)
+    expected = f"metrics['steps']: expected an integer from 1 to 1000000, found {2**53}"
+    assert done.rounds[0].outcomes["cam2"].reason == expected
 
 
 def test_fednova_refuses_a_reply_without_steps(lab: SimpleNamespace) -> None:

@@ -199,3 +199,34 @@ def test_centres_are_kept_as_copies(lab: SimpleNamespace) -> None:
     strategy.start(grid, lab.initial("l2rw"), 1)
     values[:] = -1
     assert strategy.state().arrays["0/centres/a/values"].tolist() == [[1, 0]]
+
+
+def test_the_model_decides_the_width_of_centres_and_not_the_first_client(lab: SimpleNamespace) -> None:
+    clients = {
+        "a": releasing(lab, "cam1", [0], [[1, 2, 3]]),
+        "b": releasing(lab, "cam2", [0], [[1, 0]]),
+        "c": releasing(lab, "cam3", [0], [[3, 0]]),
+    }
+    done = lab.run(lab.FakeGrid(clients), {"name": "l2rw"}, 1, rows=(4, 2))
+    outcomes = done.rounds[0].outcomes
+    assert {name: outcome.accepted for name, outcome in outcomes.items()} == {"a": False, "b": True, "c": True}
+    assert outcomes["a"].reason == "centres['values']: expected rows of width 2, found 3"
+
+
+def test_more_rows_than_the_model_has_classes_are_refused(lab: SimpleNamespace) -> None:
+    many = releasing(lab, "cam1", list(range(5)), [[1, 0]] * 5)
+    done = lab.run(
+        lab.FakeGrid({"a": many, "b": releasing(lab, "cam2", [0], [[1, 0]])}), {"name": "l2rw"}, 1, rows=(4, 2)
+    )
+    assert done.rounds[0].outcomes["a"].reason == "centres: expected at most 4 rows, found 5"
+    assert done.rounds[0].outcomes["b"].accepted
+
+
+def test_a_row_longer_than_the_bound_is_refused(lab: SimpleNamespace) -> None:
+    clients = {
+        "a": releasing(lab, "cam1", [0, 1], [[1, 0], [9, 0]]),
+        "b": releasing(lab, "cam2", [0, 1, 2, 3], [[2, 0]] * 4),
+    }
+    done = lab.run(lab.FakeGrid(clients), {"name": "l2rw", "limits": {"max_extra_norm": 3.0}}, 1)
+    assert done.rounds[0].outcomes["a"].reason == "centres: expected an L2 norm at most 3, found 9"
+    assert done.rounds[0].outcomes["b"].accepted

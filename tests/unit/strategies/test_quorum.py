@@ -44,7 +44,7 @@ def test_the_error_names_round_expectation_finding_clients_reasons_and_next_step
         "at least 5 valid replies from a cohort of 6, found 4",
         "cam2: error reply (code 3): no power",
         "cam5: no reply before the deadline",
-        "lower strategy.quorum.replies or raise strategy.quorum.deadline_s",
+        "resume, which runs the void rounds again; or start a new run with a lower strategy.quorum.replies",
     ):
         assert part in text
     assert "cam1:" not in text

@@ -122,3 +122,18 @@ def test_a_bad_control_record_is_refused_with_the_whole_reply(lab: SimpleNamespa
     strategy.start(grid, array_record({"w": np.zeros(1), "count": np.array(0)}), 1, on_round=done.append)
     assert reason in done[0].outcomes["cam1"].reason
     assert sum(outcome.accepted for outcome in done[0].outcomes.values()) == 2
+
+
+def test_a_control_change_longer_than_the_bound_is_refused(lab: SimpleNamespace) -> None:
+    own = np.zeros(3)
+
+    def huge(message: Message) -> RecordDict:
+        content = quadratic(0, own)(message)
+        return RecordDict({**content, "control": array_record({"w": np.full(1, 7e14)})})
+
+    grid = lab.FakeGrid({"cam0": huge, "cam1": quadratic(1, own)})
+    strategy = lab.make(grid, {"name": "scaffold", "limits": {"max_extra_norm": 100.0}}, groups=GROUPS)
+    done: list[Any] = []
+    strategy.start(grid, array_record({"w": np.zeros(1), "count": np.array(0)}), 1, on_round=done.append)
+    assert done[0].outcomes["cam0"].reason == "control: expected an L2 norm at most 100, found 7e+14"
+    assert done[0].outcomes["cam1"].accepted
