@@ -15,7 +15,7 @@ from cloister.server.app import Finish, RoundReport, Scores, load_arrays
 from cloister.server.evaluation.selection import selected
 from cloister.simulations.experiment import Experiment, plain
 from cloister.simulations.prepare import Prepared
-from cloister.simulations.record import Client, Deviation, Evaluation, Metrics, Rejection, Round, RunRecord, Traffic
+from cloister.simulations.record import Client, Evaluation, Metrics, Rejection, Round, RunRecord, Traffic
 
 OnRound = Callable[[RoundReport], None]
 
@@ -34,11 +34,6 @@ def plain_settings(experiment: Experiment) -> dict[str, Any]:
 def client_rows(task: Task[Any]) -> list[Client]:
     """Return the client table as the task describes it; weights and steps are filled in after the first round."""
     return [Client(**asdict(row)) for row in task.table()]
-
-
-def deviations(task: Task[Any]) -> list[Deviation]:
-    """Return the task's departures from the paper."""
-    return [Deviation(**asdict(deviation)) for deviation in task.deviations()]
 
 
 def round_entry(done: RoundReport) -> Round:

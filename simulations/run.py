@@ -15,6 +15,7 @@ from cloister.server import checkpoint
 from cloister.server.app import Finish, RoundReport, Scores, serve
 from cloister.server.evaluation.selection import PREFIX
 from cloister.simulations import recording, report
+from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.prepare import Prepared, prepare
@@ -69,7 +70,7 @@ def _execute(experiment: Experiment, folder: Path, record: RunRecord, console: C
     with Display(console) as display:
         prepared = prepare(experiment, console=console)
         record.clients = recording.client_rows(prepared.task)
-        record.deviations = recording.deviations(prepared.task)
+        record.deviations = deviations(prepared.task, experiment)
         if not record.final:
             finish, scores = _train(prepared, folder, record, display)
             recording.finish(record, folder, prepared, finish, scores)

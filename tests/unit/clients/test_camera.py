@@ -104,6 +104,29 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert "mrb-loss" not in first  # there are no centres before the second round
 
 
+NOVA = {"nova-momentum": 0.9, "nova-nesterov": 1.0}
+
+
+def test_under_fednova_momentum_starts_anew_each_round(tmp_path: Path) -> None:
+    run(task_of(), tmp_path, rounds=2, config=NOVA)
+    assert not list(tmp_path.rglob("optimiser*"))
+    run(task_of(), tmp_path, rounds=2)
+    assert list(tmp_path.rglob("optimiser*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "train", "expected"),
+    [
+        ({**NOVA, "nova-momentum": 0.5}, {}, "expected momentum 0.9"),
+        ({**NOVA, "nova-nesterov": 0.0}, {}, "nesterov = False"),
+        (NOVA, {"momentum": 0.0}, "set strategy.momentum = 0"),
+    ],
+)
+def test_fednova_for_another_optimiser_is_refused(config: dict[str, Any], train: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        run(task_of(train=train), None, rounds=1, config=config)
+
+
 def test_counts_and_metrics() -> None:
     (update,) = run(task_of(), None, rounds=1, data=images_of(each=9)).updates  # 54 images, batches of 8
     assert (update.examples, update.steps) == (48, 7)

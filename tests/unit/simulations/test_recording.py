@@ -10,7 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from torch import nn
 
-from cloister.clients.task import ClientRow, Deviation
+from cloister.clients.task import ClientRow
 from cloister.flower import array_record
 from cloister.server.app import Finish, RoundReport
 from cloister.simulations import recording
@@ -209,16 +209,14 @@ def test_client_logs_are_the_last_lines_of_each(tmp_path: Path) -> None:
     ]
 
 
-def test_what_the_task_says_of_clients_and_paper_is_taken_over() -> None:
+def test_what_the_task_says_of_its_clients_is_taken_over() -> None:
     task: Any = SimpleNamespace(
-        table=lambda: [ClientRow(name="cam1", records=12, subjects=3, modality="infrared", scene="indoor")],
-        deviations=lambda: [Deviation(topic="epochs", paper="2", run="1", why="time")],
+        table=lambda: [ClientRow(name="cam1", records=12, subjects=3, modality="infrared", scene="indoor")]
     )
     assert recording.client_rows(task)[0].model_dump() == {
         **{"name": "cam1", "records": 12, "subjects": 3, "modality": "infrared", "scene": "indoor"},
         **{"steps": None, "weight": None},
     }
-    assert recording.deviations(task)[0].model_dump() == {"topic": "epochs", "paper": "2", "run": "1", "why": "time"}
 
 
 def test_settings_are_plain_json() -> None:
