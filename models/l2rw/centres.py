@@ -22,7 +22,7 @@ def class_centres(features: Tensor, labels: Tensor, top_k: int) -> tuple[Tensor,
     order = order[group[order].argsort(stable=True)]  # by identity, nearest first
     group, start = group[order], counts.cumsum(0) - counts
     rank = torch.arange(len(order), device=order.device) - start[group]
-    kept = (rank < top_k) | (counts < top_k)[group]
+    kept = rank < top_k  # all of them where the identity has fewer
     sums = _segment_sum(features[order[kept]], group[kept], len(identities))
     return sums / counts.clamp_max(top_k)[:, None], identities
 

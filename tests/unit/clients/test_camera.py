@@ -263,16 +263,23 @@ def test_private_labels_are_what_is_released(tmp_path: Path) -> None:
 
 
 def test_private_labels_lead_back_to_the_same_people() -> None:
-    # A model that does not move and keeps the images of a batch apart: a person's centre is then the same whatever her
-    # number, up to which of her images were drawn, and the nearest aligned centre shows who is behind a private label.
+    # A model that does not move and keeps the images of a batch apart, and one picture of each person, the same when
+    # flipped: a person's centre is then the same whatever her number, and shows who is behind a private label.
     still = {**{name: 1e-9 for name in ("learning_rate", "backbone_learning_rate")}, "channel_augmentation": "none"}
     model, train = {"normalisation": "group", "head": "local"}, {**still, "crop_padding": 0}
-    aligned = run(task_of(model=model, train=train), None, rounds=1, config=CENTRES).releases("centres")[0]
+    people = 7
+    order = private_numbering(np.arange(people), SEEDS, "cam1")
+    assert not np.array_equal(order[order], np.arange(people))  # else the way there and the way back would be one
+    data = images_of(people)
+    one = np.repeat(data.images[::8], 8, axis=0)
+    data = dataclasses.replace(data, images=np.maximum(one, one[:, :, ::-1]))
+    aligned = run(task_of(model=model, train=train), None, rounds=1, config=CENTRES, data=data).releases("centres")[0]
     task = task_of(model=model, train=train, data={"protocol": "uci"})
-    private = run(task, None, rounds=1, config=CENTRES).releases("centres")[0]
-    similarity = private["values"] @ aligned["values"].T
-    behind = aligned["labels"][similarity.argmax(1)]
-    np.testing.assert_array_equal(behind, private_numbering(np.arange(6) + 1, SEEDS, "cam1"))
+    private = run(task, None, rounds=1, config=CENTRES, data=data).releases("centres")[0]
+    assert aligned["labels"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(private["values"], aligned["values"][order], atol=1e-5)
+    apart = np.abs(aligned["values"][:, None] - aligned["values"]).max(2)
+    assert apart[~np.eye(people, dtype=bool)].min() > 1e-3  # any two people differ by far more than that
 
 
 def test_head_rows_beyond_the_clients_people_do_not_learn() -> None:

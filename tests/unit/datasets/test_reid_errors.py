@@ -66,10 +66,11 @@ def test_a_label_space_that_the_lists_contradict_is_refused(own_sysu: Path) -> N
         made.load("cam1", 16, 8)
 
 
-def test_an_llcm_file_name_without_a_camera_is_named(own_llcm: Path) -> None:
+@pytest.mark.parametrize("camera", ["_x01_", "_c00_", "_c10_", "_c01-", "_c1a_", "_c01"])
+def test_an_llcm_file_name_without_a_camera_is_named(own_llcm: Path, camera: str) -> None:
     path = own_llcm / "idx" / "train_vis.txt"
-    path.write_text(path.read_text().replace("0017_c01_", "0017_x01_"))
-    with pytest.raises(DataError, match=r"0017_x01_s1000_f0_vis\.jpg: expected a file name with _c<camera>_"):
+    path.write_text(path.read_text().replace("0017_c01_", f"0017{camera}"))
+    with pytest.raises(DataError, match=rf"0017{camera}s1000_f0_vis\.jpg: expected a file name with _c<camera>_"):
         federation(own_llcm, "llcm", "ci")
 
 

@@ -183,6 +183,13 @@ def test_relaxed_contrastive_loss_equals_loops_over_anchors() -> None:
     assert torch.isfinite(features.grad).all()
 
 
+def test_relaxed_contrastive_loss_does_not_push_a_lone_image_from_itself() -> None:
+    # Three people with one image each, orthogonal: log(1 + 2 exp(-1 / 0.05)), and no other image to keep away from.
+    # Were the anchor its own nearest, the penalty would be log 2.
+    alone = math.log1p(2 * math.exp(-20))
+    assert relaxed_contrastive_loss([torch.eye(3)], torch.arange(3)).item() == pytest.approx(alone, abs=1e-7)
+
+
 def test_relaxed_contrastive_loss_survives_lone_people_and_a_single_one() -> None:
     features = torch.randn(3, 4, requires_grad=True)
     (
