@@ -120,7 +120,16 @@ def _evaluator(experiment: Experiment, task: Task[Any], data: Path) -> Evaluator
     if not experiment.selection:
         return evaluator
     other = experiment.overridden(experiment.selection, "selection")
+    if _hold_out(other) != _hold_out(experiment):  # what was trained on is for the run to say, not for its selection
+        raise ConfigError(
+            f"selection.settings.data.hold_out: expected {_hold_out(experiment)}, as the run trains, found "
+            f"{_hold_out(other)}; set settings.data.hold_out instead"
+        )
     return Validated(evaluator, _make_evaluator(other, other.settings, data))
+
+
+def _hold_out(experiment: Experiment) -> bool:
+    return bool(experiment.settings.get("data", {}).get("hold_out", False))
 
 
 def _make_evaluator(experiment: Experiment, settings: Mapping[str, Any], data: Path) -> Evaluator:

@@ -39,8 +39,9 @@ class EvaluationConfig(Config):
 
     ``draws``: galleries drawn (RegDB draws none). ``mode``: SYSU-MM01's all search, or ``indoor`` (visible cameras 1
     and 2). ``shots``: gallery images per person and camera, one or (``multi``) ten. ``directions``: ``ir2rgb`` is
-    infrared queries in a visible gallery. ``part``: ``validation`` is SYSU-MM01's 99 validation people. ``splits``:
-    RegDB's test lists, averaged (empty: the training split's; all ten where RegDB is the unseen target).
+    infrared queries in a visible gallery. ``part``: ``validation`` is SYSU-MM01's 99 validation people, who must then
+    be held out of training (``settings.data.hold_out``). ``splits``: RegDB's test lists, averaged (empty: the training
+    split's; all ten where RegDB is the unseen target).
 
     ``feature``: ``post-bn`` is what L2RW reports. ``batch_size``: images per forward pass. ``recalibrate``: BatchNorm
     statistics of each camera from its unlabelled test images (None: only where ``normalisation`` is ``local``).
@@ -109,6 +110,7 @@ class ReidEvaluator:
         config = EvaluationConfig.parse(dict(evaluation), "[evaluation]")
         layout = _layout(task.data)
         if config.part == "validation":
+            _check_held_out(task.data, layout)
             splits = [validation_split(root, layout)]
         else:
             if config.splits and layout != "regdb":
@@ -258,3 +260,12 @@ def _layout(data: DataConfig) -> str:
             "name the one that nobody trains on"
         )
     return data.sources[0] if data.sources else data.layout
+
+
+def _check_held_out(data: DataConfig, layout: str) -> None:
+    """Raise ConfigError if the validation people of ``layout`` take part in training."""
+    if layout in (data.sources or (data.layout,)) and not data.hold_out:
+        raise ConfigError(
+            f"evaluation.part: expected test, found validation while the validation people of {layout} are trained on "
+            "(settings.data.hold_out is false); set settings.data.hold_out to true, for SYSU-MM01, which alone has some"
+        )

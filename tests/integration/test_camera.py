@@ -205,6 +205,12 @@ def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
         ("rounds=0", "rounds"),
         ("settings.data.layout='market'", "layout"),
         ("nonsense=1", "nonsense"),
+        ("evaluation.part='validation'", "set settings.data.hold_out to true"),
+        ("selection={evaluation={part='validation'}}", "set settings.data.hold_out to true"),
+        (
+            "selection={evaluation={part='validation'},settings={data={hold_out=true}}}",
+            r"selection\.settings\.data\.hold_out: expected False, as the run trains, found True",
+        ),
     ],
 )
 def test_bad_settings_are_named_before_anything_starts(
@@ -213,3 +219,10 @@ def test_bad_settings_are_named_before_anything_starts(
     with pytest.raises(ConfigError, match=message):
         run(world, tmp_path / "run", override)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_rounds_are_chosen_by_held_out_people(world: Path, tmp_path: Path) -> None:
+    chosen = "selection={evaluation={part='validation'}}"
+    record = run(world, tmp_path / "run", "settings.data.hold_out=true", chosen, "evaluate_every=1")
+    assert all("validation/map" in entry.metrics for entry in record.rounds)
+    assert "validation-selected" in record.baselines

@@ -362,6 +362,9 @@ def test_an_evaluator_is_made_from_an_experiments_tables(tmp_path: Path, network
         ({}, {"directions": []}, "directions"),
         ({}, {"splits": [1, 2]}, "sysu-mm01 has one test list"),
         ({"data": {"protocol": "ei", "sources": ["llcm", "regdb"]}}, {}, "name the one that nobody trains on"),
+        ({}, {"part": "validation"}, "people of sysu-mm01 are trained on .* set settings.data.hold_out to true"),
+        ({"data": {"protocol": "es", "sources": ["sysu-mm01"]}}, {"part": "validation"}, "hold_out to true"),
+        ({"data": {"protocol": "es", "sources": ["sysu-mm01"], "target": "sysu-mm01"}}, {"part": "validation"}, "hold"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(
@@ -369,3 +372,13 @@ def test_settings_that_cannot_be_used_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=found):
         ReidEvaluator.of(sysu(tmp_path), settings, evaluation)
+
+
+def test_validation_people_are_scored_where_nobody_trains_on_them(tmp_path: Path) -> None:
+    root = sysu(tmp_path)
+    (root / "exp" / "val_id.txt").write_text("1,2\n")
+    held_out = {"data": {"hold_out": True}}
+    unseen = {"data": {"protocol": "ei", "sources": ["llcm", "regdb"], "target": "sysu-mm01"}}
+    for settings in (held_out, unseen):
+        judge = ReidEvaluator.of(root, settings, {"part": "validation"})
+        assert {record.identity for record in judge.records} == {1, 2}
