@@ -10,7 +10,7 @@ from PIL import Image
 
 from cloister.datasets.federation import ClientRow, Federation
 from cloister.datasets.images import BROKEN, Progress
-from cloister.datasets.records import CLIENT_FILE, Record
+from cloister.datasets.records import CLIENT_FILE, Record, read_index
 from cloister.datasets.regdb import SPLITS, RegDB
 from cloister.datasets.reid import federation, test_split
 from cloister.errors import DataError
@@ -81,7 +81,8 @@ def check(
 ) -> CheckReport:
     """Return counts per client, problems and notes of the data set ``layout`` at ``root``.
 
-    Opens and decodes every image that an index names, or each ``every``-th of them. A client needs
+    Reads every index file: no image may stand in one twice, under two labels, or in that of another modality, and no
+    person may be trained on and tested. Opens and decodes every image named, or each ``every``-th. A client needs
     ``identities_per_batch`` identities for one batch and one full batch of images for a weight in the average.
 
     Raises :class:`DataError` only if there is no such folder or no usable index at all; everything else is reported.
@@ -104,6 +105,7 @@ def check(
             federation(root, layout, "ci", split=split).table()
             if whole:
                 test_split(root, layout, split=split)
+    _lines(report, made)
     _open_all(report, made, every, progress)
     return report
 
@@ -151,6 +153,30 @@ def _test(report: CheckReport, root: Path) -> None:
     if report.layout != RegDB.name:
         unmatched = {r.identity for r in found.infrared} ^ {r.identity for r in found.visible}
         report.notes += [f"test identity {identity}: seen in one modality only" for identity in sorted(unmatched)]
+
+
+def _lines(report: CheckReport, made: Federation) -> None:
+    """Report images that an index file names twice, under two labels, or as those of another client."""
+    layout, folder = made.sources[0].layout, made.sources[0].folder
+    for name, client in layout.image_lists(folder).items():
+        labels: dict[str, list[int]] = {}
+        with report.noting(name):
+            for path, label in read_index(folder / name):
+                labels.setdefault(path, []).append(label)
+        faults = {
+            "one label for each image": {path for path, found in labels.items() if len(set(found)) > 1},
+            "one line for each image": {path for path, found in labels.items() if len(found) > len(set(found))},
+            f"{client} images only": {path for path in labels if client and layout.owner(path.split("/")) != client},
+        }
+        for expected, images in faults.items():
+            if images:
+                report.problems.append(
+                    Problem(
+                        str(folder / name),
+                        f"expected {expected}, found {len(images)} that are not so: {', '.join(sorted(images)[:3])}",
+                        "restore the file from the data set's archive, or correct these lines",
+                    )
+                )
 
 
 def _open_all(report: CheckReport, made: Federation, every: int, progress: Progress | None) -> None:

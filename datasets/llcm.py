@@ -83,6 +83,10 @@ class LLCM(Layout):
             texts[f"idx/{name}"] = "".join(f"{path} {label}\n" for path, label in own)
         return texts
 
+    def image_lists(self, root: Path) -> dict[str, str]:
+        """Return the two training indexes; they name images of all cameras."""
+        return {f"idx/{name}": "" for name in _INDEX if (root / "idx" / name).is_file()}
+
     def owner(self, parts: Sequence[str]) -> str:
         """Return the camera in the file name, or the camera folder of a test tree; the three indexes are shared."""
         if tuple(parts) in _SHARED_FILES:

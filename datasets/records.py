@@ -79,6 +79,13 @@ class Layout(ABC):
     def owner(self, parts: Sequence[str]) -> str:
         """Return who owns the file at these components below the folder: a client, ``SHARED``, or ``""``."""
 
+    def image_lists(self, root: Path) -> dict[str, str]:
+        """Return the index files of ``path label`` lines that are there, each with the only client it may name.
+
+        Relative path -> client, ``""`` for any.
+        """
+        return {}
+
     def validation(self, root: Path) -> list[Record]:
         """Return the records of the identities set aside for validation.
 

@@ -53,14 +53,16 @@ class RegDB(Layout):
 
     def recordings(self, root: Path, client: str) -> list[Record]:
         """Return one modality's images of every split, each path once."""
-        paths = [_index(root, part, client, split) for part in ("train", "test") for split in SPLITS]
-        present = [path for path in paths if path.is_file()]
-        return list({record.path: record for path in present for record in _records(path, client)}.values())
+        found = (record for path in _present(root, client) for record in _records(path, client))
+        return list({record.path: record for record in found}.values())
 
     def indexes(self, root: Path, client: str) -> dict[str, str]:
         """Return the client's own index files of every split; their labels are already those of the whole set."""
-        names = [_index(root, part, client, split) for part in ("train", "test") for split in SPLITS]
-        return {f"idx/{path.name}": read_text(path) for path in names if path.is_file()}
+        return {f"idx/{path.name}": read_text(path) for path in _present(root, client)}
+
+    def image_lists(self, root: Path) -> dict[str, str]:
+        """Return the index files of every split; each names images of one modality."""
+        return {f"idx/{path.name}": client for client in self.clients for path in _present(root, client)}
 
     def owner(self, parts: Sequence[str]) -> str:
         """Return the modality that the first folder, or the index file's name, belongs to."""
@@ -73,6 +75,11 @@ class RegDB(Layout):
 
 def _index(root: Path, part: str, client: str, split: int) -> Path:
     return root / "idx" / f"{part}_{client}_{split}.txt"
+
+
+def _present(root: Path, client: str) -> list[Path]:
+    paths = [_index(root, part, client, split) for part in ("train", "test") for split in SPLITS]
+    return [path for path in paths if path.is_file()]
 
 
 def _records(path: Path, client: str) -> list[Record]:

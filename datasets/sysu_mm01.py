@@ -52,14 +52,7 @@ class SysuMM01(Layout):
         identities = read_identities(root / "exp" / "train_id.txt")
         if hold_out:
             return identities
-        validation = read_identities(root / "exp" / "val_id.txt")
-        both = sorted(set(identities) & set(validation))
-        if both:
-            raise DataError(
-                f"{root / 'exp' / 'val_id.txt'}: expected no identity of train_id.txt, found {both[:5]}; "
-                "restore both files from the data set's archive"
-            )
-        return sorted(identities + validation)
+        return sorted(identities + _apart(root, "val_id.txt", "train_id.txt"))
 
     def train(self, root: Path, client: str, split: int, hold_out: bool, identities: int) -> list[Record]:
         """Return one camera's training records by identity and file name."""
@@ -74,12 +67,18 @@ class SysuMM01(Layout):
         return [Record(r.path, label[r.identity], r.camera, r.modality) for r in found]
 
     def test(self, root: Path, split: int) -> list[Record]:
-        """Return the records of ``exp/test_id.txt`` in all six cameras."""
-        return self._of(root, read_identities(root / "exp" / "test_id.txt"))
+        """Return the records of ``exp/test_id.txt`` in all six cameras.
+
+        Raises :class:`DataError` if one of these people is also in ``train_id.txt`` or ``val_id.txt``.
+        """
+        return self._of(root, _apart(root, "test_id.txt", "train_id.txt", "val_id.txt"))
 
     def validation(self, root: Path) -> list[Record]:
-        """Return the records of ``exp/val_id.txt`` in all six cameras."""
-        return self._of(root, read_identities(root / "exp" / "val_id.txt"))
+        """Return the records of ``exp/val_id.txt`` in all six cameras.
+
+        Raises :class:`DataError` if one of these people is also in ``train_id.txt``.
+        """
+        return self._of(root, _apart(root, "val_id.txt", "train_id.txt"))
 
     def recordings(self, root: Path, client: str) -> list[Record]:
         """Return the camera's images of every identity in the train, validation and test lists."""
@@ -108,3 +107,20 @@ class SysuMM01(Layout):
             if entry.name.isdecimal() and int(entry.name) in wanted and entry.is_dir():
                 for name in list_images(root / folder / entry.name, f"identity {entry.name} in {folder}"):
                     yield Record(f"{folder}/{entry.name}/{name}", int(entry.name), camera, modality)
+
+
+def _apart(root: Path, name: str, *others: str) -> list[int]:
+    """Return the identities of one list; raise :class:`DataError` if another list has one of them too.
+
+    A list that is not there is passed over: nobody can train on the tree without it.
+    """
+    identities = read_identities(root / "exp" / name)
+    for other in others:
+        path = root / "exp" / other
+        both = sorted(set(identities) & set(read_identities(path))) if path.is_file() else []
+        if both:
+            raise DataError(
+                f"{root / 'exp' / name}: expected no identity of {other}, found {both[:5]}; "
+                "restore both files from the data set's archive"
+            )
+    return identities

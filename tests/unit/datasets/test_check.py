@@ -66,6 +66,53 @@ def test_a_missing_camera_and_a_missing_index_are_problems(own_sysu: Path, own_r
     assert "test_thermal_7.txt: expected an index file" in problem.message
 
 
+def test_people_who_are_trained_on_and_tested_are_a_problem(own_sysu: Path) -> None:
+    (own_sysu / "exp" / "test_id.txt").write_text("2,7,9")
+    (problem,) = check("sysu-mm01", own_sysu, **LENIENT).problems
+    assert problem.where == "test split"
+    assert problem.message.endswith("test_id.txt: expected no identity of train_id.txt, found [7]")
+
+
+TEST_INDEX, LLCM_INDEX = "test_thermal_4.txt", "train_nir.txt"
+
+
+@pytest.mark.parametrize(
+    ("own_tree", "name", "again", "message"),
+    [
+        ("regdb", TEST_INDEX, "{path} {label}", "expected one line for each image, found 1 that are not so: {path}"),
+        ("llcm", LLCM_INDEX, "{path} {label}", "expected one line for each image, found 1 that are not so: {path}"),
+        ("regdb", TEST_INDEX, "{path} {other}", "expected one label for each image, found 1 that are not so: {path}"),
+        ("llcm", LLCM_INDEX, "{path} {other}", "expected one label for each image, found 1 that are not so: {path}"),
+        (
+            "regdb",
+            TEST_INDEX,
+            "Visible/2/male_back_v_00000_2.bmp {label}",
+            "expected thermal images only, found 1 that are not so: Visible/2/male_back_v_00000_2.bmp",
+        ),
+    ],
+    indirect=["own_tree"],
+)
+def test_a_line_too_many_is_a_problem(own_tree: tuple[str, Path], name: str, again: str, message: str) -> None:
+    layout, root = own_tree
+    index = root / "idx" / name
+    path, _, label = index.read_text().splitlines()[-1].rpartition(" ")
+    values = {"path": path, "label": label, "other": int(label) - 1}
+    index.write_text(index.read_text() + again.format(**values) + "\n")
+    (problem,) = check(layout, root, **LENIENT).problems
+    assert (problem.where, problem.message) == (str(index), message.format(**values))
+    assert problem.next_step.startswith("restore the file")
+
+
+def test_lists_of_the_other_modality_are_one_problem_each(own_regdb: Path) -> None:
+    one, other = (own_regdb / "idx" / f"train_{kind}_2.txt" for kind in ("visible", "thermal"))
+    texts = one.read_text(), other.read_text()
+    one.write_text(texts[1])
+    other.write_text(texts[0])
+    problems = check("regdb", own_regdb, **LENIENT).problems
+    assert [Path(problem.where).name for problem in problems] == [one.name, other.name]
+    assert "expected visible images only, found 6 that are not so: Thermal/" in problems[0].message
+
+
 def test_a_missing_image_of_an_index_is_a_problem(own_llcm: Path) -> None:
     path = own_llcm / "nir" / "0004" / "0004_c08_s1000_f1_nir.jpg"
     path.unlink()

@@ -40,6 +40,27 @@ def test_an_identity_in_two_lists_is_refused(own_sysu: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("test", "2,9,12", r"test_id\.txt: expected no identity of train_id\.txt, found \[12\]; restore both"),
+        ("test", "5,2,40", r"test_id\.txt: expected no identity of val_id\.txt, found \[5, 40\]; restore both"),
+        ("val", "5,7", r"val_id\.txt: expected no identity of train_id\.txt, found \[7\]; restore both"),
+    ],
+)
+def test_nobody_is_scored_on_people_who_are_trained_on(own_sysu: Path, name: str, text: str, found: str) -> None:
+    (own_sysu / "exp" / f"{name}_id.txt").write_text(text)
+    with pytest.raises(DataError, match=found):
+        (reid.test_split if name == "test" else reid.validation_split)(own_sysu, "sysu-mm01")
+
+
+def test_a_tree_to_be_searched_only_needs_no_training_lists(own_sysu: Path) -> None:
+    whole = reid.test_split(own_sysu, "sysu-mm01")
+    for name in ("train", "val"):
+        (own_sysu / "exp" / f"{name}_id.txt").unlink()
+    assert reid.test_split(own_sysu, "sysu-mm01") == whole
+
+
+@pytest.mark.parametrize(
     "line", ["Visible/1/a.bmp", "Visible/1/a.bmp one", "Visible/1/a.bmp -1", "../secret/a.bmp 0", "/etc/passwd 0", "7"]
 )
 def test_a_malformed_index_line_is_named(own_regdb: Path, line: str) -> None:
