@@ -4,6 +4,7 @@ A client is a camera or a whole data set, as the protocol says; see :mod:`cloist
 releases, where the strategy takes them, one class centre and one row of the head per person it has seen.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,7 @@ class CameraTask(Task[ClientImages]):
         super().__init__(settings, root)
         self.config = CameraConfig.parse(dict(settings), "settings")
         self._opening = False
+        self._caches = _written_and_resolved(self.config.data.cache) if self.config.data.cache else frozenset()
 
     @cached_property
     def federation(self) -> Federation:
@@ -107,7 +109,13 @@ class CameraTask(Task[ClientImages]):
         return self.federation.load(client, model.image_height, model.image_width, folder)
 
     def may_open(self, client: str, path: Path) -> bool:
-        """Return whether a path belongs to this client, or to all (index files; see ``Federation.may_open``)."""
+        """Return whether a path belongs to this client, or to all (index files; see ``Federation.may_open``).
+
+        Of the cache folder only ``CACHE/<client>`` and what lies in it belongs to this client.
+        """
+        text = os.path.abspath(path)
+        if any(_inside(text, cache) and not _inside(text, os.path.join(cache, client)) for cache in self._caches):
+            return False
         return self._opening or self.federation.may_open(client, path)
 
     def resolved(self) -> Mapping[str, Any]:
@@ -137,8 +145,18 @@ class CameraTask(Task[ClientImages]):
         return [*changed, *([_EI_CENTRES] if self.config.data.protocol == "ei" else []), *_ALWAYS]
 
     def check(self, rounds: int) -> None:
-        """Raise :class:`ConfigError` unless the learning rate's peak lies before the last round."""
+        """Raise :class:`ConfigError` unless the learning rate's peak lies before the last round.
+
+        Also where the cache folder lies in a data set or around one, so that clients could not open their own files.
+        """
         schedule.rate(self.config.train, 1, rounds, 0, 1)
+        for cache in self._caches:
+            for data, _ in self.federation.guarded:
+                if _inside(cache, data) or _inside(data, cache):
+                    raise ConfigError(
+                        f"settings.data.cache: expected a folder of its own, found {self.config.data.cache!r}, which "
+                        f"lies in {data} or around it; choose another folder"
+                    )
 
     def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
         """Return the map from (client, private label) to identity under ``uci``, from the index files of all clients.
@@ -192,3 +210,11 @@ class CameraTask(Task[ClientImages]):
         present = torch.zeros(classes, dtype=torch.bool)
         present[torch.from_numpy(identities)] = True
         return data.labels, present
+
+
+def _written_and_resolved(path: str | Path) -> frozenset[str]:
+    return frozenset((os.path.abspath(path), os.path.realpath(path)))
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))

@@ -113,7 +113,7 @@ class DataConfig(Config):
     privately), ``ei`` of each data set of ``sources``, ``es`` pools the ``sources`` (or ``layout`` alone).
     ``target``: the data set that nobody trains on. ``split``: RegDB's, 1 to 10. ``hold_out``: SYSU-MM01's validation
     identities take no part. ``label_space``: identities per data set (empty: counted in the index files, which a
-    client cannot do alone). ``cache``: folder for decoded images, one folder per client inside ("": memory).
+    client cannot do alone). ``cache``: folder for decoded images and nothing else, one per client inside ("": memory).
     """
 
     layout: Literal["sysu-mm01", "regdb", "llcm"] = "sysu-mm01"

@@ -1,6 +1,8 @@
 """The camera task: one client's rounds on images in memory, and the task on a tree on disk."""
 
 import dataclasses
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import torch
 from PIL import Image
 
 from cloister.clients.camera import CameraTask, private_numbering
+from cloister.clients.guard import isolated
 from cloister.clients.state import ClientState
 from cloister.clients.task import Round, Update
 from cloister.datasets.reid import ClientImages
-from cloister.errors import ConfigError, DataError, WeightsError
+from cloister.errors import ConfigError, DataError, IsolationError, WeightsError
 from cloister.models.spec import Group
 from cloister.randomness import SeedTree
 
@@ -373,6 +376,42 @@ def test_the_task_on_a_tree(tmp_path: Path) -> None:
     assert resolved["data"]["label_space"] == {"sysu-mm01": 5}
     again = CameraTask(resolved, tmp_path / "elsewhere")
     assert again.spec == task.spec  # a server without the data builds the same network
+
+
+def cached_task(root: Path, cache: Path) -> CameraTask:
+    return CameraTask({"model": {**MODEL, "num_classes": 0}, "data": {"cache": str(cache)}}, root)
+
+
+def test_a_client_opens_its_own_part_of_the_cache_only(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    root, cache = tree(tmp_path / "data"), tmp_path / "link" / "cache"
+    first = cached_task(root, cache)
+    for client in ("cam1", "cam2"):
+        first.load(client)
+    (theirs,) = (cache / "cam2").iterdir()
+    task = cached_task(root, cache)
+    with isolated("cam1", partial(task.may_open, "cam1")):
+        np.testing.assert_array_equal(task.load("cam1").images, first.load("cam1").images)
+        for look in (theirs, theirs.resolve(), cache / "cam1" / ".." / "cam2" / theirs.name):
+            with pytest.raises(IsolationError, match="client 'cam1' tried to open"):
+                np.load(look)
+        for folder in (cache, cache.resolve(), cache / "cam2", cache / "cam10", cache / "server"):
+            with pytest.raises(IsolationError):
+                os.listdir(folder)
+        assert len(os.listdir(cache / "cam1")) == 1
+        assert os.listdir(tmp_path / "disk") == ["cache"]  # what lies around the cache is nobody's
+    with isolated("cam3", partial(task.may_open, "cam3")):  # a part that is yet to be written
+        assert len(task.load("cam3").images) == 15
+    assert len(os.listdir(cache / "cam3")) == 1
+
+
+@pytest.mark.parametrize("cache", ["", "data", "data/SYSU-MM01", "data/SYSU-MM01/cache", "data/SYSU-MM01/cam1/0001"])
+def test_a_cache_in_or_around_the_data_is_refused(tmp_path: Path, cache: str) -> None:
+    root = tree(tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"settings\.data\.cache: expected a folder of its own, found '.*; choose"):
+        cached_task(root, tmp_path / cache).check(50)
+    cached_task(root, root / "cache").check(50)  # beside the data set is fine
 
 
 def test_truth_names_the_person_behind_a_private_label(tmp_path: Path) -> None:
