@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cloister.errors import EvaluationError
 from cloister.models.l2rw.augment import prepare
 from cloister.models.l2rw.normalisation import calibrate
+from cloister.server.evaluation.ranking import TIED_SHARE
 
 NDArray = np.ndarray[Any, np.dtype[Any]]
 Feature = Literal["post-bn", "pre-bn"]
@@ -68,6 +69,33 @@ def extract_recalibrated(
     if features is None:
         raise EvaluationError("expected test images to take features of, found none; check the test split")
     return features
+
+
+def refuse_copies(features: NDArray, images: NDArray, places: NDArray, identities: NDArray) -> None:
+    """Raise :class:`EvaluationError` if over 5 % of a split's images have exactly the feature of another person's.
+
+    ``features`` float ``[N, D]`` are compared bit for bit, and so are ``images`` uint8 ``[N, H, W, 3]``; the split's
+    images are at ``places`` int ``[n]`` and show ``identities`` int ``[n]``. Not counted are the same person's images,
+    which may share a feature, and copies of one picture, which must. A model that cannot tell people apart at all has
+    collapsed, and a score of it would depend on whom it confuses.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for row, place in enumerate(places):
+        groups.setdefault(features[place].tobytes(), []).append(row)
+    shared = [
+        rows
+        for rows in groups.values()
+        if len(set(identities[rows].tolist())) > 1
+        and any(not np.array_equal(images[places[rows[0]]], images[place]) for place in places[rows[1:]])
+    ]
+    count = sum(map(len, shared))
+    if count > TIED_SHARE * len(places):
+        people = sorted(set(identities[shared[0]].tolist()))
+        raise EvaluationError(
+            f"{count} of {len(places)} test images have exactly the feature of another person's image (persons "
+            f"{people[0]} and {people[1]}, for one); check that the model's weights were loaded and that training did "
+            "not collapse"
+        )
 
 
 def _samples(

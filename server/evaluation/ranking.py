@@ -25,7 +25,9 @@ RANKS = (1, 5, 10, 20)
 
 _SMALLEST_SPREAD = 1e-6
 _SMALLEST_NORM = 1e-6
-_TIED_SHARE = 0.05
+
+TIED_SHARE = 0.05
+"""The share of ties up to which a score is given; beyond it there is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +101,28 @@ class Ranking:
 def distances(query: NDArray, gallery: NDArray) -> NDArray:
     """Return the negative cosine similarity, float32 ``[queries, gallery]`` in [-1, 1].
 
-    ``query`` ``[Q, d]`` and ``gallery`` ``[G, d]`` are feature rows of any positive length.
+    ``query`` ``[Q, d]`` and ``gallery`` ``[G, d]`` are feature rows of any length that single precision can tell from
+    zero and square (1e-6 to 1e19).
 
-    Raises :class:`EvaluationError` for features that are not finite, of zero length, or all the same.
+    Raises :class:`EvaluationError` for features that are not finite, too long, of zero length, or all the same among
+    the queries or in the gallery.
     """
     units = [_unit_rows(rows, name) for name, rows in (("query", query), ("gallery", gallery))]
     result: NDArray = -(units[0] @ units[1].T)
+    advice = "check that its weights were loaded and that training did not collapse"
     if result.shape[1] > 1:
         flat = np.ptp(result, axis=1) < _SMALLEST_SPREAD
         if flat.any():
             raise EvaluationError(
                 f"query {int(np.argmax(flat))}: all {result.shape[1]} gallery images are equally far away "
                 f"({int(flat.sum())} of {len(flat)} queries are so); the model gives one feature for every image: "
-                "check that its weights were loaded and that training did not collapse"
+                f"{advice}"
             )
+    if len(result) > 1 and (np.ptp(result, axis=0) < _SMALLEST_SPREAD).all():
+        raise EvaluationError(
+            f"all {len(result)} queries are equally far from each gallery image; the model gives one feature for every "
+            f"query: {advice}"
+        )
     return result
 
 
@@ -175,7 +185,7 @@ def summarise(ranking: Ranking, among: NDArray | None = None) -> dict[str, float
 
 
 def _unit_rows(rows: NDArray, name: str) -> NDArray:
-    rows = np.asarray(rows, dtype=np.float32)
+    rows = np.asarray(rows)
     if rows.ndim != 2 or not len(rows):
         raise EvaluationError(f"{name} features: expected a non-empty array [N, d], found shape {rows.shape}")
     bad = ~np.isfinite(rows).all(axis=1)
@@ -184,11 +194,20 @@ def _unit_rows(rows: NDArray, name: str) -> NDArray:
             f"{name} features: row {int(np.argmax(bad))} is not finite ({int(bad.sum())} of {len(bad)} rows are so); "
             "the model diverged: lower the learning rate or evaluate an earlier round"
         )
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is named
+        rows = rows.astype(np.float32)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    long = ~np.isfinite(norms[:, 0])
+    if long.any():
+        raise EvaluationError(
+            f"{name} features: row {int(np.argmax(long))} is too long for single precision, whose squares end at 3e38 "
+            f"({int(long.sum())} of {len(long)} rows are so); the model diverged: lower the learning rate or evaluate "
+            "an earlier round"
+        )
     if (norms < _SMALLEST_NORM).any():
         raise EvaluationError(
-            f"{name} features: row {int(np.argmin(norms))} has length zero; a dead model has no score. "
-            "Check that its weights were loaded and that training did not collapse"
+            f"{name} features: row {int(np.argmin(norms))} has length zero: the model is dead, or its features are too "
+            "large to normalise. Check that its weights were loaded and that training neither collapsed nor diverged"
         )
     unit: NDArray = rows / norms
     return unit
@@ -208,7 +227,7 @@ def _identities_until(by_rank: NDArray, first: NDArray, identities: NDArray) -> 
 def _refuse_ties(ordered: NDArray, hit: NDArray, kept: NDArray, valid: NDArray) -> None:
     inside = np.arange(1, ordered.shape[1]) < kept[:, None]
     tied = ((ordered[:, 1:] == ordered[:, :-1]) & (hit[:, 1:] != hit[:, :-1]) & inside).any(axis=1) & valid
-    if tied.sum() > _TIED_SHARE * valid.sum():
+    if tied.sum() > TIED_SHARE * valid.sum():
         raise EvaluationError(
             f"{int(tied.sum())} of {int(valid.sum())} queries have a true match exactly as far away as another person; "
             "their score would depend on the order of files. Check that the features are not collapsed or rounded"

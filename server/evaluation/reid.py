@@ -22,7 +22,7 @@ from cloister.errors import ConfigError
 from cloister.models.l2rw.config import CameraConfig, DataConfig
 from cloister.server.evaluation.cameras import CELLS, camera_scores, cell_scores, mean_metrics, row_scores
 from cloister.server.evaluation.draws import draw_gallery
-from cloister.server.evaluation.features import Feature, extract, extract_recalibrated
+from cloister.server.evaluation.features import Feature, extract, extract_recalibrated, refuse_copies
 from cloister.server.evaluation.ranking import RULES, Labels, Ranking, distances, rank, summarise
 from cloister.server.evaluation.retrieval import choose_queries, top
 from cloister.server.evaluation.scores import CameraScores, ReidScores, Retrieval, Retrieved
@@ -141,7 +141,8 @@ class ReidEvaluator:
     def evaluate(self, model: nn.Module) -> ReidScores:
         """Return the scores of ``model``, whose mode, weights and statistics are left as they were.
 
-        Raises :class:`EvaluationError` for features from which no score follows: not finite, of length zero, or tied.
+        Raises :class:`EvaluationError` for features from which no score follows: not finite, too long, of length zero,
+        the same for different people, or tied.
         """
         features = self._features(model)
         metrics: dict[str, float] = {}
@@ -155,6 +156,9 @@ class ReidEvaluator:
             metrics |= {prefix + name: value for name, value in (mean_metrics(found) | lowest).items()}
             for values, repetition in zip(per_draw, found, strict=True):
                 values |= {prefix + name: value for name, value in repetition.items()}
+        for split in self.splits:
+            records = (*split.visible, *split.infrared)
+            refuse_copies(features, self.images, self._places(records), _labels(records).identities)
         return ReidScores(
             metrics=metrics,
             per_draw=per_draw,

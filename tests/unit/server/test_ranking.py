@@ -143,12 +143,33 @@ def test_distance_is_negative_cosine() -> None:
         ([[1, 0]], [[0, 1], [0, 0]], "gallery features: row 1 has length zero"),
         ([[1, 0]], [[1, 1], [2, 2], [3, 3]], "all 3 gallery images are equally far away"),
         ([[1, 0]], [[1, 1e-9], [1, -1e-9]], "equally far away"),
+        ([[1, 0], [2, 0], [3, 1e-9]], [[1, 0], [0, 1]], "all 3 queries are equally far from each gallery image"),
+        ([[1, 0], [1e30, 0]], [[1, 0], [0, 1]], "query features: row 1 is too long for single precision"),
+        ([[1, 0]], [[1, 0], [0, 1], [1e20, 1e20]], r"gallery features: row 2 is too long .* \(1 of 3 rows are so\)"),
         ([], [[1, 0]], "non-empty"),
     ],
 )
 def test_features_without_a_score_are_an_error(query: list, gallery: list, found: str) -> None:
     with pytest.raises(EvaluationError, match=found):
         distances(np.array(query, dtype=np.float32), np.array(gallery, dtype=np.float32))
+
+
+def test_features_beyond_single_precision_are_an_error() -> None:
+    with pytest.raises(EvaluationError, match="query features: row 0 is too long"):
+        distances(np.array([[1e300, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+
+
+def test_features_of_extreme_but_sound_lengths_have_distances() -> None:
+    query, gallery = np.array([[3e18, 4e18]]), np.array([[6e-6, 8e-6], [4.0, -3.0]])
+    np.testing.assert_allclose(distances(query, gallery), [[-1.0, 0.0]], atol=1e-6)
+
+
+def test_some_equal_queries_and_a_single_one_have_distances() -> None:
+    gallery = np.array([[1.0, 0.0], [0.0, 1.0]])
+    equal = distances(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), gallery)
+    np.testing.assert_allclose(equal, [[-1, 0], [-1, 0], [0, -1]], atol=1e-6)
+    np.testing.assert_allclose(distances(np.array([[1.0, 0.0]]), gallery), [[-1, 0]], atol=1e-6)
+    np.testing.assert_allclose(distances(np.array([[1.0, 0.0], [0.0, 1.0]]), gallery[:1]), [[-1], [0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

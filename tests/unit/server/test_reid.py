@@ -101,6 +101,17 @@ def noisy_feature(colour: torch.Tensor, infrared: torch.Tensor) -> torch.Tensor:
     return torch.sin(colour @ torch.tensor([[3.0, 50, 7], [2, 40, 1], [90, 170, 260]]))
 
 
+def blind_to_infrared(colour: torch.Tensor, infrared: torch.Tensor) -> torch.Tensor:
+    """One feature for all infrared images."""
+    return torch.where(infrared[:, None], torch.tensor([1.0, -1, 1]), person_feature(colour, infrared))
+
+
+def confusing_three(colour: torch.Tensor, infrared: torch.Tensor) -> torch.Tensor:
+    """One feature for all infrared images of persons 1 to 3, whose red is below the mean."""
+    some = (infrared & (colour[:, 0] < 0))[:, None]
+    return torch.where(some, torch.tensor([1.0, -1, 1]), person_feature(colour, infrared))
+
+
 def evaluator(root: Path, layout: str, **settings: Any) -> ReidEvaluator:
     return ReidEvaluator([read_split(root, layout)], EvaluationConfig(**settings), height=HEIGHT, width=WIDTH)
 
@@ -245,13 +256,28 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (lambda colour, infrared: colour * torch.nan, "not finite"),
         (lambda colour, infrared: colour * 0, "length zero"),
+        (lambda colour, infrared: colour * 1e30, "too long for single precision"),
         (lambda colour, infrared: torch.ones(len(colour), 4), "equally far away"),
         (lambda colour, infrared: torch.sign(person_feature(colour, infrared) - 0.5), "exactly as far away"),
+        (blind_to_infrared, "all 30 queries are equally far from each gallery image"),
+        (confusing_three, r"18 of 87 test images .* \(persons 1 and 2,"),
     ],
 )
 def test_a_broken_model_has_no_score(tmp_path: Path, feature: Any, found: str) -> None:
     with pytest.raises(EvaluationError, match=found):
-        evaluator(sysu(tmp_path), "sysu-mm01").evaluate(Colours(feature))
+        evaluator(sysu(tmp_path), "sysu-mm01", directions=("ir2rgb",)).evaluate(Colours(feature))
+
+
+def test_a_test_set_of_one_query_has_a_score(tmp_path: Path) -> None:
+    for name in ("exp", *(f"cam{camera}" for camera in range(1, 7))):
+        (tmp_path / name).mkdir()
+    (tmp_path / "exp" / "test_id.txt").write_text("1,2\n")
+    paint(tmp_path / "cam3" / "0001" / "0001.png", 1, 30)
+    for person in (1, 2):
+        paint(tmp_path / "cam1" / f"{person:04d}" / "0001.png", person, 10)
+        paint(tmp_path / "cam1" / f"{person:04d}" / "0002.png", person, 10)  # the same picture again
+    scores = evaluator(tmp_path, "sysu-mm01", directions=("ir2rgb",)).evaluate(Colours(person_feature))
+    assert scores.metrics["rank1"] == scores.metrics["map"] == 1.0
 
 
 def test_retrievals_show_the_best_and_the_worst_and_nothing_that_was_removed(tmp_path: Path) -> None:
