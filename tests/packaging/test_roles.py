@@ -12,7 +12,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # Extras beyond the base that a package may import from; the base is what a phone client installs.
-ROLES = {"simulations": ("simulation", "tracking"), "bench": ("simulation", "tracking", "bench")}
+ROLES = {
+    "privacy": ("privacy",),
+    "simulations": ("privacy", "simulation", "tracking"),
+    "bench": ("privacy", "simulation", "tracking", "bench"),
+}
 # Halves of one project: the second cannot be installed without the first, at a version that the first chooses.
 HALVES = {"pydantic-core": "pydantic", "markupsafe": "jinja2"}
 
