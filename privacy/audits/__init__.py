@@ -1,0 +1,1 @@
+"""Attacks on what a client releases, each with a lower bound on the epsilon that it disproves or supports."""
