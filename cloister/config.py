@@ -1,6 +1,7 @@
 """Base class of every configuration: frozen, typed, unknown keys refused, printable back."""
 
 import difflib
+import typing
 from typing import Any, Self
 
 import pydantic
@@ -55,8 +56,17 @@ def known_keys(model: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> 
     current = model
     for part in path:
         field = current.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)):
+        inner = next((it for it in _alternatives(field.annotation if field else None) if _is_model(it)), None)
+        if inner is None:
             break
-        current = annotation
+        current = inner
     return list(current.model_fields)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union such as ``Clip | None``, or the one type that it is."""
+    return typing.get_args(annotation) or (annotation,)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
