@@ -107,11 +107,14 @@ def report(
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN")], folder: Annotated[Path, typer.Argument(metavar="DIR")]
 ) -> None:
-    """Copy a run's final weights (safetensors), experiment, record and report to a folder of their own."""
+    """Copy a run's last weights (safetensors), experiment, record and report to a folder of their own."""
     from cloister.simulations import run as runner
+    from cloister.simulations.record import RunRecord
 
     for path in runner.export(run_folder, folder):
         print(path)
+    if unfinished := RunRecord.load(folder).unfinished:
+        console.print(f"this run is not finished: {unfinished}", style="yellow", markup=False, highlight=False)
 
 
 @app.command()

@@ -48,8 +48,8 @@ class Assignment:
 
     ``settings``: the task's settings as JSON, sent to clients as they are. ``folder``: where checkpoints go (None: none
     are written). ``evaluate_every``: rounds between two evaluations; the last round is always evaluated.
-    ``on_round`` is called after each round, before its checkpoint is written: what it records may be one round
-    ahead of the checkpoint, never behind it.
+    ``on_round`` is called after each round, before its checkpoint is written. What it returns (JSON values) is kept in
+    that checkpoint under ``record``; what it writes elsewhere may be one round ahead of the checkpoint, never behind.
     """
 
     experiment: str
@@ -62,7 +62,7 @@ class Assignment:
     evaluator: Evaluator | None = None
     evaluate_every: int = 1
     folder: Path | None = None
-    on_round: Callable[["RoundReport"], None] = lambda report: None
+    on_round: Callable[["RoundReport"], Any] = lambda report: None
 
     @property
     def seeds(self) -> SeedTree:
@@ -147,7 +147,7 @@ def _run(
     def finish_round(result: RoundResult) -> None:
         nonlocal void
         void = result.void
-        assignment.on_round(RoundReport(result=result, scores=scores.pop(result.number, None)))
+        record = assignment.on_round(RoundReport(result=result, scores=scores.pop(result.number, None)))
         if assignment.folder is not None and not void:  # whoever resumes runs a void round again
             state = assignment.strategy.state()
             checkpoint.save(
@@ -156,7 +156,7 @@ def _run(
                     round=result.number,
                     arrays=views(result.arrays),
                     strategy=state.arrays,
-                    state={"strategy": state.values},
+                    state={"strategy": state.values, "record": record},
                 ),
             )
 

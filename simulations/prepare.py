@@ -36,7 +36,7 @@ class Prepared:
     settings: str
     evaluator: Evaluator | None
 
-    def assignment(self, folder: Path | None, on_round: Callable[[RoundReport], None]) -> Assignment:
+    def assignment(self, folder: Path | None, on_round: Callable[[RoundReport], Any]) -> Assignment:
         """Return what the server needs to run this experiment with checkpoints in ``folder``."""
         experiment = self.experiment
         seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)

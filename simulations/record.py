@@ -144,7 +144,10 @@ class Evaluation(Entry):
 
 
 class RunRecord(Entry):
-    """Everything a reader needs to judge, compare and repeat a run."""
+    """Everything a reader needs to judge, compare and repeat a run.
+
+    ``unfinished``: in an export, what the run still lacks ("": nothing).
+    """
 
     schema_version: int = 1
     experiment: str
@@ -154,6 +157,7 @@ class RunRecord(Entry):
     title: str = ""
     protocol: str = ""
     selection: str = "last round"
+    unfinished: str = ""
     command: str = ""
     started: str = ""
     settings: dict[str, JsonValue] = Field(default_factory=dict)

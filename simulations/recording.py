@@ -17,7 +17,7 @@ from cloister.simulations.experiment import Experiment, plain
 from cloister.simulations.prepare import Prepared
 from cloister.simulations.record import Client, Evaluation, Metrics, Rejection, Round, RunRecord, Traffic
 
-OnRound = Callable[[RoundReport], None]
+OnRound = Callable[[RoundReport], Any]
 
 
 def now() -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -39,7 +40,7 @@ def run(experiment: Experiment, folder: Path, *, console: Console) -> RunRecord:
         )
     with _locked(folder):
         write_whole(folder / EXPERIMENT_FILE, experiment.to_toml().encode())
-        return _execute(experiment, folder, _new_record(experiment), console)
+        return _execute(experiment, folder, None, console)
 
 
 def resume(folder: Path, *, console: Console) -> RunRecord:
@@ -48,29 +49,58 @@ def resume(folder: Path, *, console: Console) -> RunRecord:
         raise RunError(f"{folder}: no run here (no {EXPERIMENT_FILE}); start one with `cloister run`")
     with _locked(folder):
         experiment = Experiment.load(str(folder / EXPERIMENT_FILE))
-        known = (folder / "record.json").is_file()
-        return _execute(experiment, folder, RunRecord.load(folder) if known else _new_record(experiment), console)
+        return _execute(experiment, folder, _recorded(folder), console)
 
 
 def export(folder: Path, target: Path) -> list[Path]:
-    """Copy a run's final weights, experiment, record and report to ``target`` and return the files."""
-    saved = checkpoint.latest(folder / "checkpoints")
-    if saved is None:
-        raise RunError(f"{folder}: no checkpoint to export; run or resume it first")
-    target.mkdir(parents=True, exist_ok=True)
+    """Copy a run's last weights, experiment, record and (if there is one) report to ``target`` and return the files.
+
+    Of a run that is not finished, the record is the one that belongs to the weights, and its ``unfinished`` says so.
+    Raises :class:`RunError` where there is no run or no checkpoint yet, or ``target`` cannot be written.
+    """
+    saved, record = checkpoint.latest(folder / "checkpoints"), _recorded(folder)
+    if saved is None or record is None or not (folder / EXPERIMENT_FILE).is_file():
+        raise RunError(f"{folder}: expected a run with a checkpoint, found none; run or resume it first")
+    record.unfinished = _unfinished(Experiment.load(str(folder / EXPERIMENT_FILE)), record, folder)
     weights = folder / "checkpoints" / f"round-{saved.round:06d}" / "arrays.safetensors"
-    copies = [(weights, target / "weights.safetensors")]
-    copies += [(folder / name, target / name) for name in (EXPERIMENT_FILE, "record.json", "report.html")]
-    for source, copy in copies:
-        shutil.copyfile(source, copy)
-    return [copy for _, copy in copies]
+    copies = [(weights, target / "weights.safetensors"), (folder / EXPERIMENT_FILE, target / EXPERIMENT_FILE)]
+    if (folder / report.FILE_NAME).is_file():
+        copies.append((folder / report.FILE_NAME, target / report.FILE_NAME))
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for source, copy in copies:
+            shutil.copyfile(source, copy)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written ({error}); choose another folder") from error
+    return [*(copy for _, copy in copies), record.save(target)]
 
 
-def _execute(experiment: Experiment, folder: Path, record: RunRecord, console: Console) -> RunRecord:
+def _unfinished(experiment: Experiment, record: RunRecord, folder: Path) -> str:
+    rest = f"`cloister resume {folder}` does the rest"
+    if not record.final:
+        return f"{len(record.rounds)} of {experiment.rounds} rounds are done, there is no final evaluation; {rest}"
+    missing = [name for name in experiment.baselines if name not in record.baselines]
+    return f"training is over, the baselines {', '.join(missing)} are not; {rest}" if missing else ""
+
+
+def _recorded(folder: Path) -> RunRecord | None:
+    """Return the record to go on with: that of a run whose training is over, or the one in the last checkpoint.
+
+    ``record.json`` alone may be a round ahead of the weights, or damaged.
+    """
+    with contextlib.suppress(RunError):
+        record = RunRecord.load(folder)
+        if record.final:
+            return record
+    saved = checkpoint.latest(folder / "checkpoints")
+    return RunRecord.model_validate(saved.state["record"]) if saved else None
+
+
+def _execute(experiment: Experiment, folder: Path, known: RunRecord | None, console: Console) -> RunRecord:
     with Display(console) as display:
         prepared = prepare(experiment, console=console)
-        record.clients = recording.client_rows(prepared.task)
-        record.deviations = deviations(prepared.task, experiment)
+        record = known or _new_record(prepared)
+        record.save(folder)
         if not record.final:
             finish, scores = _train(prepared, folder, record, display)
             recording.finish(record, folder, prepared, finish, scores)
@@ -85,17 +115,16 @@ def _execute(experiment: Experiment, folder: Path, record: RunRecord, console: C
 
 def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display) -> tuple[Finish, Scores | None]:
     experiment = prepared.experiment
-    saved = checkpoint.latest(folder / "checkpoints")
-    record.rounds = [entry for entry in record.rounds if saved is not None and entry.round <= saved.round]
     last: list[Scores | None] = [None]
     with display.stage("federated", experiment.rounds, len(record.rounds)) as bar, tracker(experiment, folder) as log:
 
-        def on_round(done: RoundReport) -> None:
+        def on_round(done: RoundReport) -> dict[str, Any]:
             last[0] = done.scores
             recording.add_round(record, done)
             record.save(folder)
             log(record.rounds[-1])
             bar.advance(record.rounds[-1])
+            return record.model_dump(mode="json")
 
         finish = _serve(prepared, folder, on_round)
     return finish, last[0]
@@ -108,13 +137,15 @@ def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord
         return
     prepared = prepare(baseline)
     own = folder / "baselines" / name
-    metrics: Metrics = {}
-    with display.stage(name, prepared.experiment.rounds, 0) as bar:
+    saved = checkpoint.latest(own / "checkpoints")
+    metrics: Metrics = dict(saved.state["record"]) if saved else {}
+    with display.stage(name, prepared.experiment.rounds, saved.round if saved else 0) as bar:
 
-        def on_round(done: RoundReport) -> None:
+        def on_round(done: RoundReport) -> Metrics:
             entry = recording.round_entry(done)
             metrics.update(entry.metrics)
             bar.advance(entry)
+            return metrics
 
         recording.add_baseline(record, name, prepared, _serve(prepared, own, on_round), metrics)
 
@@ -129,7 +160,8 @@ def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Fin
             raise QuorumError(f"{error.args[0]}\n{logs}" if logs else str(error.args[0])) from error
 
 
-def _new_record(experiment: Experiment) -> RunRecord:
+def _new_record(prepared: Prepared) -> RunRecord:
+    experiment = prepared.experiment
     return RunRecord(
         experiment=experiment.name,
         preset=experiment.preset,
@@ -141,6 +173,8 @@ def _new_record(experiment: Experiment) -> RunRecord:
         started=recording.now(),
         settings=recording.plain_settings(experiment),
         versions={name: metadata.version(name) for name in _PACKAGES if _installed(name)},
+        clients=recording.client_rows(prepared.task),
+        deviations=deviations(prepared.task, experiment),
     )
 
 

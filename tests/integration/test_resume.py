@@ -2,19 +2,21 @@
 
 import hashlib
 import io
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from cloister.server import checkpoint
 from cloister.simulations import run as runner
 from cloister.simulations.engines.nursery import nursery
 from cloister.simulations.experiment import Experiment
+from cloister.simulations.record import RunRecord
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -26,6 +28,14 @@ def quiet() -> Console:
 def weights(run: Path) -> str:
     last = sorted((run / "checkpoints").glob("round-*"))[-1]
     return last.name + hashlib.sha256((last / "arrays.safetensors").read_bytes()).hexdigest()
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """Return the record without what is a matter of the clock."""
+    record = RunRecord.load(run).model_dump(exclude={"started", "command"})
+    for entry in record["rounds"]:
+        del entry["seconds"], entry["stages"]
+    return record
 
 
 def run_and_die(experiment: Experiment, out: Path, number: int, before: bool) -> None:
@@ -55,18 +65,19 @@ def run_and_die(experiment: Experiment, out: Path, number: int, before: bool) ->
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> dict[str, str]:
+def uninterrupted() -> dict[str, Any]:
     return {}
 
 
-# Renames of the driver: experiment.toml; in each of four rounds the record and the checkpoint; the record; the report.
-@pytest.mark.parametrize("number", range(1, 12))
+# Renames of the driver: experiment.toml; the record; in each of four rounds the record and the checkpoint; the record;
+# the report.
+@pytest.mark.parametrize("number", range(1, 13))
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, str], number: int, before: bool) -> None:
+def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, Any], number: int, before: bool) -> None:
     experiment = Experiment.load(str(toy))
     if not uninterrupted:
         runner.run(experiment, tmp_path / "whole", console=quiet())
-        uninterrupted["weights"] = weights(tmp_path / "whole")
+        uninterrupted.update(weights=weights(tmp_path / "whole"), record=recorded(tmp_path / "whole"))
     run_and_die(experiment, tmp_path / "run", number, before)
     if number == 1 and before:
         assert not (tmp_path / "run" / "experiment.toml").exists()
@@ -74,9 +85,7 @@ def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, str],
     else:
         runner.resume(tmp_path / "run", console=quiet())
     assert weights(tmp_path / "run") == uninterrupted["weights"]
-    record = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert [entry["round"] for entry in record["rounds"]] == [1, 2, 3, 4]
-    assert record["final"]
+    assert recorded(tmp_path / "run") == uninterrupted["record"]  # no round and no byte twice, none missing
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -111,6 +120,44 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy: Path, tmp_path: 
     newest.write_bytes(newest.read_bytes()[:-7])
     runner.resume(tmp_path / "run", console=quiet())
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_damaged_record_is_taken_from_the_checkpoint(toy: Path, tmp_path: Path) -> None:
+    experiment = Experiment.load(str(toy))
+    runner.run(experiment, tmp_path / "whole", console=quiet())
+    run_and_die(experiment, tmp_path / "run", 7, False)
+    (tmp_path / "run" / "record.json").write_text('{"experiment": "to')
+    runner.resume(tmp_path / "run", console=quiet())
+    assert recorded(tmp_path / "run") == recorded(tmp_path / "whole")
+
+
+def test_a_baseline_that_is_taken_up_again_keeps_its_metrics(toy: Path, tmp_path: Path) -> None:
+    with toy.open("a") as file:
+        file.write('[baselines.local-only]\nrounds = 2\n[baselines.local-only.strategy]\nname = "local-only"\n')
+        file.write("evaluate_fraction = 1.0\n")
+    experiment = Experiment.load(str(toy))
+    runner.run(experiment, tmp_path / "whole", console=quiet())
+    run_and_die(experiment, tmp_path / "run", 13, False)  # as above, then the baseline's two checkpoints
+    assert checkpoint.rounds(tmp_path / "run" / "baselines" / "local-only" / "checkpoints") == [1, 2]
+    runner.resume(tmp_path / "run", console=quiet())
+    assert recorded(tmp_path / "run") == recorded(tmp_path / "whole")
+    assert recorded(tmp_path / "run")["baselines"]["local-only"]
+
+
+def test_export_of_a_run_that_was_killed_says_so(toy: Path, tmp_path: Path, command: Command) -> None:
+    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 7, False)  # round 3 is in record.json, not checkpointed
+    assert len(RunRecord.load(tmp_path / "run").rounds) == 3
+    done = command("export", tmp_path / "run", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 rounds are done" in done.stderr
+    files = {path.name: path for path in (tmp_path / "out").iterdir()}
+    assert set(files) == {"weights.safetensors", "experiment.toml", "record.json"}
+    exported = RunRecord.load(tmp_path / "out")
+    assert [entry.round for entry in exported.rounds] == [1, 2]
+    assert "cloister resume" in exported.unfinished
+    kept = tmp_path / "run" / "checkpoints" / "round-000002" / "arrays.safetensors"
+    assert files["weights.safetensors"].read_bytes() == kept.read_bytes()
+    assert RunRecord.load(tmp_path / "run").unfinished == ""
 
 
 @pytest.mark.slow

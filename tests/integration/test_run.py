@@ -152,7 +152,24 @@ def test_export(toy: Path, tmp_path: Path) -> None:
     run(toy, tmp_path / "run", "rounds=1")
     files = runner.export(tmp_path / "run", tmp_path / "out")
     assert {path.name for path in files} == {"weights.safetensors", "experiment.toml", "record.json", "report.html"}
-    assert json.loads((tmp_path / "out" / "record.json").read_text())["experiment"] == "toy"
+    exported = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert (exported["experiment"], exported["unfinished"]) == ("toy", "")
+
+
+def test_export_names_the_baselines_that_are_missing(toy: Path, tmp_path: Path) -> None:
+    with toy.open("a") as file:
+        file.write('[baselines.local-only.strategy]\nname = "local-only"\n')
+    record = run(toy, tmp_path / "run", "rounds=1")
+    record.baselines = {}
+    record.save(tmp_path / "run")
+    runner.export(tmp_path / "run", tmp_path / "out")
+    assert "the baselines local-only are not" in RunRecord.load(tmp_path / "out").unfinished
+
+
+def test_nothing_to_export(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="expected a run with a checkpoint, found none"):
+        runner.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tensorboard_gets_the_metrics(toy: Path, tmp_path: Path) -> None:

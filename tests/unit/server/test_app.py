@@ -177,6 +177,19 @@ def test_every_round_is_recorded_and_then_checkpointed(tmp_path: Path) -> None:
     assert checkpoint.rounds(tmp_path) == [2, 3]
 
 
+def test_a_checkpoint_keeps_what_was_recorded_up_to_its_round(tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    def note(report: RoundReport) -> dict[str, list[int]]:
+        numbers.append(report.result.number)
+        return {"rounds": numbers}
+
+    serve(Grid(), assignment(folder=tmp_path, rounds=2, on_round=note))
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    assert saved.state["record"] == {"rounds": [1, 2]}
+
+
 def weights(finish: Any) -> bytes:
     return finish.model.weight.detach().numpy().tobytes()
 
