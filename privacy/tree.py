@@ -93,4 +93,6 @@ class Tree:
 
     def _variance(self, inside: npt.NDArray[np.int64]) -> Vector:
         """Return the variance of the sum of the first ``inside`` rounds of one tree."""
-        return sum(((inside >> level & 1) * self._share(level) for level in range(self.depth)), np.zeros(len(inside)))
+        present = inside[:, None] >> np.arange(self.depth) & 1
+        variances: Vector = present @ np.array([self._share(level) for level in range(self.depth)])
+        return variances
