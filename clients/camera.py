@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloister.clients.camera_training import LocalTraining
+from cloister.clients.camera_training import LocalTraining, check_nova
 from cloister.clients.task import ClientRow, Deviation, NDArray, Round, Task, Update
-from cloister.datasets.reid import ClientImages, Federation, federation
-from cloister.errors import ConfigError, WeightsError
+from cloister.datasets.reid import ClientImages, Federation, Modality, federation
+from cloister.errors import ConfigError, DataError, WeightsError
 from cloister.models.l2rw import sampler, schedule
 from cloister.models.l2rw.config import CameraConfig
 from cloister.models.l2rw.network import ReidNetwork
@@ -145,11 +145,33 @@ class CameraTask(Task[ClientImages]):
         return [*changed, *([_EI_CENTRES] if self.config.data.protocol == "ei" else []), *_ALWAYS]
 
     def check(self, rounds: int) -> None:
-        """Raise :class:`ConfigError` unless the learning rate's peak lies before the last round.
-
-        Also where the cache folder lies in a data set or around one, so that clients could not open their own files.
-        """
+        """Raise :class:`ConfigError` unless the learning rate's peak lies before the last round."""
         schedule.rate(self.config.train, 1, rounds, 0, 1)
+
+    def check_data(self) -> None:
+        """Raise :class:`DataError` that names every client too small for a batch, from the index files of all.
+
+        Raises :class:`ConfigError` where the cache folder lies in a data set or around one, so that clients could not
+        open their own files.
+        """
+        self._check_cache()
+        problems: dict[str, None] = {}  # in order, each once: a damaged index file is every client's problem
+        for client in self.clients():
+            try:
+                records = self.federation.records(client)
+                labels = np.array([source.offset + record.identity for source, record in records])
+                infrared = np.array([record.modality is Modality.INFRARED for _, record in records])
+                sampler.check_client(client, labels, infrared, self.config.train)
+            except DataError as error:
+                problems[error.args[0]] = None
+        if problems:
+            raise DataError("\n".join(problems))
+
+    def check_strategy(self, config: Mapping[str, Any]) -> None:
+        """Raise :class:`ConfigError` if FedNova assumes another optimiser than this task's."""
+        check_nova(self.config.train, config)
+
+    def _check_cache(self) -> None:
         for cache in self._caches:
             for data, _ in self.federation.guarded:
                 if _inside(cache, data) or _inside(data, cache):
@@ -185,7 +207,7 @@ class CameraTask(Task[ClientImages]):
         if not isinstance(model, ReidNetwork):
             raise WeightsError(f"client {round.client}: expected a ReidNetwork, found {type(model).__name__}")
         settings = self.config.train
-        sampler.check_client(round.client, data.labels, settings)
+        sampler.check_client(round.client, data.labels, data.infrared, settings)
         labels, present = self._labels(data, round, model.config.num_classes)
         shared = {name for name, group in self.spec.groups(model).items() if group is Group.SHARED}
         training = LocalTraining(model, settings, round, labels, present, shared)

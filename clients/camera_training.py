@@ -1,8 +1,9 @@
 """One round of local training of a re-identification client: batches, losses, steps, and what is released of them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,18 @@ from cloister.models.l2rw.losses import training_losses
 from cloister.models.l2rw.network import ReidNetwork
 from cloister.models.l2rw.optimiser import make_optimiser, momentum_buffers, set_rate
 from cloister.models.l2rw.schedule import rate
+
+
+def check_nova(settings: TrainConfig, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError if FedNova's normalisation, as a round's ``config`` says, assumes another local optimiser."""
+    assumed, nesterov = config.get("nova-momentum"), bool(config.get("nova-nesterov"))
+    if assumed is None or (float(assumed) == settings.momentum and (nesterov or settings.momentum == 0)):
+        return
+    raise ConfigError(
+        f"strategy.momentum: fednova: expected momentum {settings.momentum:g} with nesterov = true, the local "
+        f"optimiser's, found momentum {float(assumed):g} and nesterov = {nesterov}; "
+        f"set strategy.momentum = {settings.momentum:g}"
+    )
 
 
 class LocalTraining:
@@ -46,7 +59,7 @@ class LocalTraining:
         self.steps = settings.local_epochs * sampler.steps_per_epoch(len(labels), settings.batch_size)
         # SCAFFOLD's control variates are gradients of this round alone, and FedNova counts this round's steps alone.
         self.keep_momentum = "control" not in round.received and "nova-momentum" not in round.config
-        self._check_nova()
+        check_nova(settings, round.config)
         momenta = round.state.load("optimiser") if self.keep_momentum else None
         self.optimiser = make_optimiser(network, settings, momenta)
         self.added: tuple[Objective, ...] = objectives(network, shared, self.optimiser, round)
@@ -56,19 +69,6 @@ class LocalTraining:
         if "centres" in self.wanted:
             self.collector = CentreCollector(self.steps * settings.batch_size, network.config.embedding, settings)
         self.totals: dict[str, Tensor] = {}
-
-    def _check_nova(self) -> None:
-        """Raise ConfigError if FedNova's normalisation assumes another optimiser than this client's."""
-        assumed = self.round.config.get("nova-momentum")
-        if assumed is None:
-            return
-        own = self.settings.momentum
-        if float(assumed) != own or (own > 0 and not self.round.config.get("nova-nesterov")):
-            raise ConfigError(
-                f"client {self.round.client}: strategy fednova: expected momentum {own:g} with nesterov = true, the "
-                f"local optimiser's, found momentum {float(assumed):g} and nesterov = "
-                f"{bool(self.round.config.get('nova-nesterov'))}; set strategy.momentum = {own:g}"
-            )
 
     def run(self, data: ClientImages) -> None:
         """Take all steps of the round."""
@@ -88,8 +88,7 @@ class LocalTraining:
         epochs = range(self.settings.local_epochs)
         if self.settings.sampling == "balanced":
             return chain.from_iterable(
-                sampler.balanced_batches(data.client, self.labels, data.infrared, self.settings, generator)
-                for _ in epochs
+                sampler.balanced_batches(self.labels, data.infrared, self.settings, generator) for _ in epochs
             )
         return chain.from_iterable(sampler.identity_batches(self.labels, self.settings, generator) for _ in epochs)
 

@@ -128,7 +128,16 @@ class Task(ABC, Generic[Data]):
         return ()
 
     def check(self, rounds: int) -> None:
-        """Raise :class:`ConfigError` for settings that cannot be used in a run of ``rounds`` rounds."""
+        """Raise :class:`ConfigError` for settings that cannot be used in a run of ``rounds`` rounds. Opens no data."""
+
+    def check_data(self) -> None:
+        """Raise :class:`DataError` that names every client whose data cannot be trained on.
+
+        May read every client's files: for simulations only. Also the place for settings that contradict the data.
+        """
+
+    def check_strategy(self, config: Mapping[str, Any]) -> None:
+        """Raise :class:`ConfigError` for what a strategy sends with each round and this task cannot do."""
 
     def truth(self, seeds: SeedTree) -> Callable[[str, int], int] | None:
         """Return the map from (client, private label) to subject where labels are private and a simulation knows it."""

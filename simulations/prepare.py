@@ -1,9 +1,8 @@
 """From an experiment to everything a run needs: data on disk, the task, the evaluator, the nodes."""
 
-import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,15 @@ from rich.console import Console
 
 from cloister.clients.app import load_task
 from cloister.clients.task import Task
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, DataError
 from cloister.models.spec import check_groups
 from cloister.randomness import SeedTree
 from cloister.server.app import Assignment, Evaluator, RoundReport
-from cloister.server.evaluation.selection import Validated
-from cloister.simulations import worlds
+from cloister.simulations import evaluators, tracking, worlds
 from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
+from cloister.strategies.base import BaseStrategy
 from cloister.strategies.registry import build
-
-EVALUATORS = {"reid": "cloister.server.evaluation.reid:ReidEvaluator"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +34,27 @@ class Prepared:
     evaluator: Evaluator | None
 
     def assignment(self, folder: Path | None, on_round: Callable[[RoundReport], Any]) -> Assignment:
-        """Return what the server needs to run this experiment with checkpoints in ``folder``."""
+        """Return what the server needs to run this experiment with checkpoints in ``folder``.
+
+        Raises :class:`ConfigError` for a strategy that does not fit the task, its model or the number of its clients,
+        and ``WeightsError`` for initial weights that do not fit the model.
+        """
         experiment = self.experiment
         seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)
         spec = self.task.spec
         model = spec.build(seeds.torch(purpose="model"))
         groups = spec.groups(model)
         check_groups(model, groups)
+        strategy = build(
+            experiment.strategy,
+            groups=groups,
+            pooled=spec.pooled_statistics(model),
+            seeds=seeds,
+            rows=spec.rows(),
+            truth=self.task.truth(seeds),
+        )
+        _check_cohort(strategy, len(self.clients))
+        self.task.check_strategy(strategy.scalars())
         return Assignment(
             experiment=experiment.name,
             seed=experiment.seed,
@@ -51,14 +62,7 @@ class Prepared:
             task=experiment.task,
             settings=self.settings,
             spec=spec,
-            strategy=build(
-                experiment.strategy,
-                groups=groups,
-                pooled=spec.pooled_statistics(model),
-                seeds=seeds,
-                rows=spec.rows(),
-                truth=self.task.truth(seeds),
-            ),
+            strategy=strategy,
             evaluator=self.evaluator,
             evaluate_every=experiment.evaluate_every,
             folder=folder,
@@ -72,11 +76,39 @@ class Prepared:
         return Nodes(names=self.clients, config=common, site=lambda name: sites.get(name, ""))
 
 
+def ready(experiment: Experiment, *, console: Console) -> Prepared:
+    """Return the experiment's parts once it and all its baselines are known to be able to start.
+
+    All values are looked at before a world is made or data are opened, and all data before anything is written.
+    """
+    baselines = map(experiment.baseline, experiment.baselines)
+    runs = [experiment, *(each for each in baselines if not each.same_run(experiment))]
+    for each in runs:
+        check(each)
+    prepared = [prepare(each, console=console) for each in runs]
+    for found in prepared:
+        found.assignment(None, lambda done: None)
+    return prepared[0]
+
+
+def check(experiment: Experiment) -> None:
+    """Raise :class:`ConfigError` for values that cannot be used, ``DataError`` for a data folder that is not there.
+
+    Opens no data: what can only be seen in them is for :func:`prepare` to see.
+    """
+    if experiment.data and not Path(experiment.data).is_dir():
+        raise DataError(f"data: expected a folder, found none at {experiment.data}; correct --data")
+    load_task(experiment.task, experiment.settings, Path(experiment.data or ".")).check(experiment.rounds)
+    evaluators.check(experiment)
+    tracking.check(experiment)
+
+
 def prepare(experiment: Experiment, *, console: Console | None = None) -> Prepared:
     """Return the experiment's parts. Raises :class:`ConfigError` or ``DataError`` before anything is started."""
+    check(experiment)
     data = find_data(experiment, console)
     given = load_task(experiment.task, experiment.settings, data)
-    given.check(experiment.rounds)
+    given.check_data()
     settings = json.dumps(given.resolved())
     task = load_task(experiment.task, json.loads(settings), data)
     return Prepared(
@@ -85,7 +117,7 @@ def prepare(experiment: Experiment, *, console: Console | None = None) -> Prepar
         task=task,
         clients=tuple(task.clients()),
         settings=settings,
-        evaluator=_evaluator(experiment, task, data),
+        evaluator=evaluators.make(experiment, task.resolved(), data),
     )
 
 
@@ -113,31 +145,18 @@ def _layouts(experiment: Experiment) -> Sequence[str]:
     return sorted({layout for layout in wanted if layout})
 
 
-def _evaluator(experiment: Experiment, task: Task[Any], data: Path) -> Evaluator | None:
-    if not experiment.evaluator:
-        return None
-    evaluator = _make_evaluator(experiment, task.resolved(), data)
-    if not experiment.selection:
-        return evaluator
-    other = experiment.overridden(experiment.selection, "selection")
-    if _hold_out(other) != _hold_out(experiment):  # what was trained on is for the run to say, not for its selection
-        raise ConfigError(
-            f"selection.settings.data.hold_out: expected {_hold_out(experiment)}, as the run trains, found "
-            f"{_hold_out(other)}; set settings.data.hold_out instead"
-        )
-    return Validated(evaluator, _make_evaluator(other, other.settings, data))
-
-
-def _hold_out(experiment: Experiment) -> bool:
-    return bool(experiment.settings.get("data", {}).get("hold_out", False))
-
-
-def _make_evaluator(experiment: Experiment, settings: Mapping[str, Any], data: Path) -> Evaluator:
-    module, _, attribute = EVALUATORS.get(experiment.evaluator, experiment.evaluator).partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(sorted(EVALUATORS))
-        raise ConfigError(f"evaluator {experiment.evaluator!r}: {error}; expected {known}, or module:Class") from error
-    evaluator: Evaluator = kind.of(data, settings, experiment.evaluation)
-    return evaluator
+def _check_cohort(strategy: BaseStrategy, clients: int) -> None:
+    """Raise ConfigError for a cohort or a quorum that this many clients can never make up."""
+    config = strategy.config
+    asked = config.cohort_size or max(1, int(config.fraction * clients + 1e-9))
+    needed = config.quorum.required(min(asked, clients), strategy.least_replies())
+    for key, least, most in (
+        ("strategy.cohort_size", config.cohort_size or 0, clients),
+        ("strategy.quorum.nodes", config.quorum.nodes, clients),
+        ("strategy.quorum.replies", needed, asked),
+    ):
+        if least > most:
+            raise ConfigError(
+                f"{key}: strategy {config.name} needs {least} clients a round, found {most} of the task's {clients}; "
+                "lower it, ask more clients, or choose another strategy"
+            )

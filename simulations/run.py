@@ -19,7 +19,7 @@ from cloister.simulations import recording, report
 from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
-from cloister.simulations.prepare import Prepared, prepare
+from cloister.simulations.prepare import Prepared, prepare, ready
 from cloister.simulations.progress import Display
 from cloister.simulations.record import Metrics, RunRecord, write_whole
 from cloister.simulations.tracking import tracker
@@ -31,16 +31,18 @@ _PACKAGES = ("cloister", "torch", "flwr", "ray", "numpy", "safetensors", "pillow
 def run(experiment: Experiment, folder: Path, *, console: Console) -> RunRecord:
     """Run the experiment with its baselines into a new run folder and return its record.
 
-    Raises :class:`RunError` if the folder already holds a run; whatever the data, a client or the disk does wrong ends
-    the run with an error that names it, and ``cloister resume`` continues from the last complete round.
+    The folder is made when the experiment and its baselines are known to be able to start. Raises :class:`RunError` if
+    it already holds a run; whatever the data, a client or the disk does wrong ends the run with an error that names it,
+    and ``cloister resume`` continues from the last complete round.
     """
     if (folder / EXPERIMENT_FILE).exists():
         raise RunError(
             f"{folder}: already holds a run; `cloister resume {folder}` continues it, or choose another --out"
         )
+    prepared = ready(experiment, console=console)
     with _locked(folder):
         write_whole(folder / EXPERIMENT_FILE, experiment.to_toml().encode())
-        return _execute(experiment, folder, None, console)
+        return _execute(prepared, folder, None, console)
 
 
 def resume(folder: Path, *, console: Console) -> RunRecord:
@@ -48,8 +50,8 @@ def resume(folder: Path, *, console: Console) -> RunRecord:
     if not (folder / EXPERIMENT_FILE).is_file():
         raise RunError(f"{folder}: no run here (no {EXPERIMENT_FILE}); start one with `cloister run`")
     with _locked(folder):
-        experiment = Experiment.load(str(folder / EXPERIMENT_FILE))
-        return _execute(experiment, folder, _recorded(folder), console)
+        prepared = ready(Experiment.load(str(folder / EXPERIMENT_FILE)), console=console)
+        return _execute(prepared, folder, _recorded(folder), console)
 
 
 def export(folder: Path, target: Path) -> list[Path]:
@@ -96,11 +98,11 @@ def _recorded(folder: Path) -> RunRecord | None:
     return RunRecord.model_validate(saved.state["record"]) if saved else None
 
 
-def _execute(experiment: Experiment, folder: Path, known: RunRecord | None, console: Console) -> RunRecord:
+def _execute(prepared: Prepared, folder: Path, known: RunRecord | None, console: Console) -> RunRecord:
+    experiment = prepared.experiment
+    record = known or _new_record(prepared)
+    record.save(folder)
     with Display(console) as display:
-        prepared = prepare(experiment, console=console)
-        record = known or _new_record(prepared)
-        record.save(folder)
         if not record.final:
             finish, scores = _train(prepared, folder, record, display)
             recording.finish(record, folder, prepared, finish, scores)
@@ -189,11 +191,12 @@ def _locked(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; the lock goes with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{folder}: another process is running it; wait for it or stop it first") from None
-            yield
-    except PermissionError as error:
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
         raise RunError(f"{folder}: cannot be written ({error}); choose another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder}: another process is running it; wait for it or stop it first") from None
+        yield

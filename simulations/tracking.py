@@ -1,5 +1,6 @@
 """Optional logging of metrics to TensorBoard, beside the run record."""
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,15 @@ from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import Round
 
 
+def check(experiment: Experiment) -> None:
+    """Raise :class:`ConfigError` if the tracker that the experiment names is not installed."""
+    if experiment.tracking == "tensorboard" and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError("tracking: tensorboard is not installed; `pip install cloister[tracking]`, or set it to ''")
+
+
 @contextmanager
 def tracker(experiment: Experiment, folder: Path) -> Iterator[Callable[[Round], None]]:
-    """Yield a function that logs a round where ``experiment.tracking`` says, under the run folder.
-
-    Raises :class:`ConfigError` if the tracker's package is not installed.
-    """
+    """Yield a function that logs a round where ``experiment.tracking`` says, under the run folder."""
     if experiment.tracking == "tensorboard":
         with _tensorboard(folder / "tensorboard") as log:
             yield log
@@ -35,10 +39,8 @@ def _values(entry: Round) -> dict[str, float]:
 
 @contextmanager
 def _tensorboard(folder: Path) -> Iterator[Callable[[Round], None]]:
-    try:
-        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ConfigError("tracking = tensorboard: install the extra, `pip install cloister[tracking]`") from error
+    from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
     with SummaryWriter(str(folder)) as writer:
 
         def log(entry: Round) -> None:

@@ -25,15 +25,18 @@ def effective_examples(images: int, batch_size: int) -> int:
     return batch_size * (images // batch_size)
 
 
-def check_client(client: str, labels: Indices, settings: TrainConfig) -> None:
-    """Raise :class:`DataError` unless the client has at least P people and P x K images.
+def check_client(client: str, labels: Indices, infrared: NDArray[np.bool_], settings: TrainConfig) -> None:
+    """Raise :class:`DataError` unless the client has at least P people (balanced: in both lights) and P x K images.
 
     With fewer images its averaging weight would be 0, with fewer people no batch can be drawn.
     """
-    people, images = len(np.unique(labels)), len(labels)
+    people, lights = np.unique(labels), ""
+    if settings.sampling == "balanced":
+        people, lights = _in_both_lights(labels, infrared), " in visible and infrared light"
+    size, count = "settings.train.identities_per_batch", "settings.train.images_per_identity"
     for found, least, what, setting in (
-        (people, settings.identities_per_batch, "identities", "train.identities_per_batch"),
-        (images, settings.batch_size, "images", "train.identities_per_batch or train.images_per_identity"),
+        (len(people), settings.identities_per_batch, f"identities{lights}", size),
+        (len(labels), settings.batch_size, "images", f"{size} or {count}"),
     ):
         if found < least:
             raise DataError(
@@ -51,18 +54,13 @@ def identity_batches(labels: Indices, settings: TrainConfig, generator: np.rando
 
 
 def balanced_batches(
-    client: str, labels: Indices, infrared: NDArray[np.bool_], settings: TrainConfig, generator: np.random.Generator
+    labels: Indices, infrared: NDArray[np.bool_], settings: TrainConfig, generator: np.random.Generator
 ) -> Iterator[Indices]:
     """Yield as :func:`identity_batches`, each person with K/2 visible and then K/2 infrared images (AGW).
 
-    Only people seen in both lights are drawn. Raises :class:`DataError` if they are fewer than P.
+    Only people seen in both lights are drawn; :func:`check_client` sees to it that there are enough.
     """
-    both = np.intersect1d(labels[~infrared], labels[infrared])
-    if len(both) < settings.identities_per_batch:
-        raise DataError(
-            f"client {client}: expected at least {settings.identities_per_batch} identities seen in visible and "
-            f'infrared light, found {len(both)}; set train.sampling = "identity"'
-        )
+    both = _in_both_lights(labels, infrared)
     halves = [np.flatnonzero(np.isin(labels, both) & mask) for mask in (~infrared, infrared)]
     groups = [_Groups(labels[half]) for half in halves]
     for _ in range(steps_per_epoch(len(labels), settings.batch_size)):
@@ -72,6 +70,10 @@ def balanced_batches(
             for half, group in zip(halves, groups, strict=True)
         ]
         yield np.concatenate(drawn, axis=1).reshape(-1)
+
+
+def _in_both_lights(labels: Indices, infrared: NDArray[np.bool_]) -> Indices:
+    return np.intersect1d(labels[~infrared], labels[infrared])
 
 
 class _Groups:

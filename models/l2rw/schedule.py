@@ -26,7 +26,7 @@ def triangular(epoch: int, epochs: int, step: int, steps: int, peak: int = 16, o
     """
     if not peak < epochs:
         raise ConfigError(
-            f"train.peak_round: expected a round before the last, found {peak} of {epochs} rounds; "
+            f"settings.train.peak_round: expected a round before the last, found {peak} of {epochs} rounds; "
             "lower it or run longer"
         )
     before, after = _triangle(epoch, epochs, peak), _triangle(epoch + 1, epochs, peak)

@@ -100,23 +100,22 @@ class ReidEvaluator:
         self._images: NDArray | None = None
 
     @classmethod
+    def check(cls, settings: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
+        """Raise :class:`ConfigError` naming the key that cannot be used. Opens nothing."""
+        _parse(settings, evaluation)
+
+    @classmethod
     def of(cls, root: Path, settings: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Self:
         """Return the evaluator of the camera task with these ``settings``, on the data at ``root``.
 
         The data set is the task's target, or the one that it trains on. Raises :class:`ConfigError` naming the key
         that cannot be used, and ``DataError`` where test images or index files are missing.
         """
-        task = CameraConfig.parse(dict(settings), "[settings]")
-        config = EvaluationConfig.parse(dict(evaluation), "[evaluation]")
+        task, config = _parse(settings, evaluation)
         layout = _layout(task.data)
         if config.part == "validation":
-            _check_held_out(task.data, layout)
             splits = [validation_split(root, layout)]
         else:
-            if config.splits and layout != "regdb":
-                raise ConfigError(
-                    f"evaluation.splits: expected none, found {config.splits}: {layout} has one test list"
-                )
             unseen = _REGDB_SPLITS if task.data.target == "regdb" else (task.data.split,)
             splits = [test_split(root, layout, split=number) for number in config.splits or unseen]
         return cls(
@@ -253,6 +252,21 @@ def _labels(records: Sequence[Record]) -> Labels:
         identities=np.array([record.identity for record in records]),
         cameras=np.array([record.camera for record in records]),
     )
+
+
+def _parse(settings: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[CameraConfig, EvaluationConfig]:
+    task = CameraConfig.parse(dict(settings), "[settings]")
+    config = EvaluationConfig.parse(dict(evaluation), "[evaluation]")
+    layout = _layout(task.data)
+    if config.part == "validation":
+        _check_held_out(task.data, layout)
+    if config.splits and layout != "regdb":
+        raise ConfigError(
+            f"evaluation.splits: expected none, found {list(config.splits)}: {layout} has one test list; leave it empty"
+        )
+    if config.mode == "indoor" and layout != "sysu-mm01":
+        raise ConfigError(f'evaluation.mode: expected "all", found "indoor": {layout} has no indoor search; set "all"')
+    return task, config
 
 
 def _layout(data: DataConfig) -> str:

@@ -218,7 +218,54 @@ def test_bad_settings_are_named_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(world, tmp_path / "run", override)
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("strategy.cohort_size=7", r"strategy\.cohort_size: .* needs 7 clients a round, found 6 .*; lower it"),
+        ("strategy.quorum.replies=7", r"strategy\.quorum\.replies: .* needs 7 clients a round, found 6"),
+        ("strategy.quorum.nodes=9", r"strategy\.quorum\.nodes: .* needs 9 clients a round, found 6"),
+        ("strategy={name='krum',fraction=0.5}", r"strategy krum needs \d clients a round, found 3 of the task's 6"),
+        ("strategy={name='fedbn'}", "set the model's BatchNorm policy to local"),
+        ("strategy={name='fednova',momentum=0.5}", r"strategy\.momentum: fednova: expected momentum 0\.9"),
+        ("settings.data.cache='DATA'", r"settings\.data\.cache: expected a folder of its own"),
+        (
+            "baselines={pooled={settings={train={peak_round=2}}}}",
+            r"settings\.train\.peak_round: expected a round before",
+        ),
+        ("baselines={pooled={strategy={cohort_size=7}}}", "needs 7 clients"),
+        ("baselines={pooled={evaluation={mode='outdoor'}}}", "mode"),
+        (
+            "settings.train.identities_per_batch=9",
+            r"(?s)client cam1: .*at least 9 identities.*\n.*client cam6: .*at least 9",
+        ),
+        (
+            "settings.train.images_per_identity=9",
+            r"(?s)client cam1: .*at least 27 images.*\n.*client cam6: .*at least 27",
+        ),
+    ],
+)
+def test_what_cannot_start_leaves_no_folder(world: Path, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(CloisterError, match=message):
+        run(world, tmp_path / "run", override.replace("DATA", str(world)), bare=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["settings.train.nope=1", "evaluation.nope=1", "baselines={pooled={settings={train={nope=1}}}}", "rounds=2"],
+)
+def test_no_world_is_made_for_bad_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
+    monkeypatch.setenv("CLOISTER_HOME", str(tmp_path / "home"))
+    with pytest.raises(ConfigError):
+        runner.run(
+            Experiment.load("reid-ci", preset="tiny", overrides=[override]),
+            tmp_path / "run",
+            console=Console(file=io.StringIO()),
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rounds_are_chosen_by_held_out_people(world: Path, tmp_path: Path) -> None:

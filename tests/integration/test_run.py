@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from cloister.errors import ConfigError, QuorumError, RunError
+from cloister.errors import ConfigError, DataError, QuorumError, RunError
 from cloister.server import checkpoint
 from cloister.simulations import run as runner
 from cloister.simulations.experiment import Experiment
@@ -141,6 +141,15 @@ def test_a_full_disk_at_a_checkpoint_loses_nothing(toy: Path, tmp_path: Path, mo
 def test_a_misspelt_task_setting_is_named_before_anything_starts(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'clients'"):
         run(toy, tmp_path / "run", "settings.client=3")
+    with pytest.raises(DataError, match="data: expected a folder, found none at nowhere"):
+        run(toy, tmp_path / "run", data="nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file: cannot be written .*; choose another --out"):
+        run(toy, tmp_path / "file")
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:

@@ -379,7 +379,8 @@ def test_the_task_on_a_tree(tmp_path: Path) -> None:
 
 
 def cached_task(root: Path, cache: Path) -> CameraTask:
-    return CameraTask({"model": {**MODEL, "num_classes": 0}, "data": {"cache": str(cache)}}, root)
+    settings = {"model": {**MODEL, "num_classes": 0}, "train": TRAIN, "data": {"cache": str(cache)}}
+    return CameraTask(settings, root)
 
 
 def test_a_client_opens_its_own_part_of_the_cache_only(tmp_path: Path) -> None:
@@ -410,8 +411,49 @@ def test_a_client_opens_its_own_part_of_the_cache_only(tmp_path: Path) -> None:
 def test_a_cache_in_or_around_the_data_is_refused(tmp_path: Path, cache: str) -> None:
     root = tree(tmp_path / "data")
     with pytest.raises(ConfigError, match=r"settings\.data\.cache: expected a folder of its own, found '.*; choose"):
-        cached_task(root, tmp_path / cache).check(50)
-    cached_task(root, root / "cache").check(50)  # beside the data set is fine
+        cached_task(root, tmp_path / cache).check_data()
+    cached_task(root, root / "cache").check_data()  # beside the data set is fine
+
+
+SIZES = {
+    "identities_per_batch": 4,
+    "images_per_identity": 3,
+}  # of a batch: as much as the smallest camera of a tree has
+
+
+def test_every_client_that_is_too_small_is_named_before_any_of_them_trains(tmp_path: Path) -> None:
+    root = tree(tmp_path)  # 5 people with 3 images each; camera 6 sees 4 of them
+    model = {**MODEL, "num_classes": 0}
+    CameraTask({"model": model, "train": SIZES}, root).check_data()
+    with pytest.raises(DataError) as caught:
+        CameraTask({"model": model, "train": {**SIZES, "images_per_identity": 4}}, root).check_data()
+    assert "client cam6: expected at least 16 images for a batch, found 12; lower settings.train" in str(caught.value)
+    for camera in range(1, 6):
+        assert f"client cam{camera}: expected at least 16 images for a batch, found 15" in str(caught.value)
+    with pytest.raises(
+        DataError, match=r"^\[E200\] client cam6: expected at least 5 identities for a batch, found 4"
+    ) as one:
+        CameraTask(
+            {"model": model, "train": {**SIZES, "identities_per_batch": 5, "images_per_identity": 2}}, root
+        ).check_data()
+    assert "cam1" not in str(one.value)
+    for path in (root / "SYSU-MM01" / "cam2").glob("*/*.jpg"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"(?s)client cam2: expected training images.*\n.*client cam6: expected at least 5"
+    ):
+        CameraTask(
+            {"model": model, "train": {**SIZES, "identities_per_batch": 5, "images_per_identity": 2}}, root
+        ).check_data()
+
+
+def test_what_is_wrong_for_all_clients_is_said_once(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    settings = {"model": {**MODEL, "num_classes": 5}, "data": {"label_space": {"sysu-mm01": 5}}, "train": SIZES}
+    (root / "SYSU-MM01" / "exp" / "train_id.txt").write_text("1,2\n")
+    with pytest.raises(DataError) as caught:
+        CameraTask(settings, root).check_data()
+    assert str(caught.value).count("expected 5 training identities") == 1
 
 
 def test_truth_names_the_person_behind_a_private_label(tmp_path: Path) -> None:

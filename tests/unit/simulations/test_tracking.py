@@ -10,7 +10,7 @@ import pytest
 from cloister.errors import ConfigError
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import Round
-from cloister.simulations.tracking import tracker
+from cloister.simulations.tracking import check, tracker
 
 ENTRY = Round(
     round=3,
@@ -45,11 +45,11 @@ def test_tensorboard_gets_every_number_under_its_name_and_round(tmp_path: Path) 
     assert values == {(3, "map"): 0.25, (3, "cam1/loss"): 0.5, (3, "seconds"): 1.5, (4, "seconds"): 1.5}
 
 
-def test_a_package_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ConfigError, match=r"tracking = tensorboard: .*pip install cloister\[tracking\]"):
-        tracker(experiment("tensorboard"), tmp_path).__enter__()
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match=r"tracking: tensorboard .*pip install cloister\[tracking\]"):
+        check(experiment("tensorboard"))
+    check(experiment(""))
 
 
 def test_without_tracking_nothing_is_written(tmp_path: Path) -> None:

@@ -63,17 +63,22 @@ def test_balanced_batches_halve_the_lights() -> None:
     infrared = np.tile(np.arange(10) < 4, 6)
     infrared[labels == 5] = False  # seen in visible light only: never drawn
     settings = TrainConfig(identities_per_batch=3, images_per_identity=4, sampling="balanced")
-    for batch in balanced_batches("pooled", labels, infrared, settings, np.random.default_rng(0)):
+    for batch in balanced_batches(labels, infrared, settings, np.random.default_rng(0)):
         assert (labels[batch].reshape(3, 4) == labels[batch].reshape(3, 4)[:, :1]).all()
         assert 5 not in labels[batch]
         assert (infrared[batch].reshape(3, 4) == [False, False, True, True]).all()
-    with pytest.raises(DataError, match=r"pooled.*found 0"):
-        next(balanced_batches("pooled", labels, np.zeros(60, bool), settings, np.random.default_rng(0)))
+    check_client("pooled", labels, infrared, settings)
+    infrared[labels > 1] = False
+    with pytest.raises(
+        DataError, match=r"client pooled: expected at least 3 identities in visible and infrared.*found 2"
+    ):
+        check_client("pooled", labels, infrared, settings)
 
 
 def test_too_small_clients_are_named() -> None:
-    check_client("cam9", labels_of([8] * 8), TrainConfig())
+    dark = np.zeros(200, np.bool_)
+    check_client("cam9", labels_of([8] * 8), dark, TrainConfig())
     with pytest.raises(DataError, match="client cam9: expected at least 8 identities for a batch, found 7"):
-        check_client("cam9", labels_of([20] * 7), TrainConfig())
+        check_client("cam9", labels_of([20] * 7), dark, TrainConfig())
     with pytest.raises(DataError, match="client cam9: expected at least 64 images for a batch, found 63"):
-        check_client("cam9", labels_of([8] * 7 + [7]), TrainConfig())
+        check_client("cam9", labels_of([8] * 7 + [7]), dark, TrainConfig())
