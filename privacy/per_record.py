@@ -146,16 +146,19 @@ class Loop(UnitGradients):
     def add(self, total: Sequence[Tensor], records: Records, sizes: Sequence[int], share: float = 1.0) -> None:
         """Add the clipped gradients, unit by unit."""
         for part in zip(*(torch.split(values, list(sizes)) for values in records), strict=True):
-            loss = self.losses(part).sum() * share
-            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            gradients = [values if values is not None else self.parameters[0].new_zeros(()) for values in found]
-            squares = torch.stack([torch.linalg.vector_norm(values).square() for values in gradients])
-            factors = self.groups.factors(squares[:, None])[:, 0]
-            if not factors.any():
-                continue  # not finite: zero times infinity would not be zero
-            for running, values, factor, used in zip(total, gradients, factors, found, strict=True):
-                if used is not None:
-                    running.addcmul_(values, factor)
+            self.add_unit(total, self.losses(part).sum() * share)
+
+    def add_unit(self, total: Sequence[Tensor], loss: Tensor, *, retain_graph: bool = False) -> None:
+        """Add the clipped gradient of one unit, of which ``loss`` is the (scalar) loss."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True, retain_graph=retain_graph)
+        nothing = loss.new_zeros(())
+        norms = [nothing if values is None else torch.linalg.vector_norm(values) for values in found]
+        factors = self.groups.factors(torch.stack(norms).square()[:, None])[:, 0]
+        if not factors.any():
+            return  # not finite: zero times infinity would not be zero
+        for running, values, factor in zip(total, found, factors, strict=True):
+            if values is not None:
+                running.addcmul_(values, factor)
 
     def close(self) -> None:
         """Nothing was attached."""
