@@ -241,32 +241,92 @@ class FedAdagradConfig(CentredConfig):
     tau: PositiveFloat = 1e-3
 
 
-class FedMedianConfig(StrategyConfig):
+class RobustConfig(StrategyConfig):
+    """A rule that survives ``malicious`` hostile clients of a round, whatever they send.
+
+    All clients weigh the same: what one claims to have moves nothing. ``clip``: changes are first shortened to this L2
+    norm, or to that which ``arc`` chooses each round; ``mixing``: what is done to them before the rule sees them, where
+    clients' data differ (bucketing, or nearest-neighbour mixing).
+    """
+
+    weighting: Literal["uniform"] = "uniform"
+    malicious: NonNegativeInt = 1
+    clip: Literal["none", "arc"] | PositiveFloat = "none"
+    mixing: Literal["none", "bucketing", "nnm"] = "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The rule's own parameters by name."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key not in RobustConfig.model_fields}
+
+
+class FedMedianConfig(RobustConfig):
     """Coordinate-wise median (Yin et al., ICML 2018)."""
 
     name: Literal["fedmedian"] = "fedmedian"
 
 
-class FedTrimmedAvgConfig(StrategyConfig):
-    """Coordinate-wise mean without the ``beta`` largest and smallest share (Yin et al., ICML 2018)."""
+class FedTrimmedAvgConfig(RobustConfig):
+    """Coordinate-wise mean without the ``malicious`` largest and smallest values (Yin et al., ICML 2018)."""
 
     name: Literal["fedtrimmedavg"] = "fedtrimmedavg"
-    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
 
 
-class KrumConfig(StrategyConfig):
-    """The one reply nearest to its neighbours (Blanchard et al., NeurIPS 2017); ``malicious`` clients are survived."""
+class MeamedConfig(RobustConfig):
+    """Coordinate-wise mean of all but the ``malicious`` values farthest from the median (Xie et al., 2018)."""
+
+    name: Literal["meamed"] = "meamed"
+
+
+class KrumConfig(RobustConfig):
+    """The one reply nearest to its neighbours (Blanchard et al., NeurIPS 2017)."""
 
     name: Literal["krum"] = "krum"
-    malicious: NonNegativeInt = 1
 
 
-class MultiKrumConfig(StrategyConfig):
+class MultiKrumConfig(RobustConfig):
     """The mean of the ``selected`` replies with the best Krum scores (Blanchard et al., NeurIPS 2017)."""
 
     name: Literal["multikrum"] = "multikrum"
-    malicious: NonNegativeInt = 1
     selected: PositiveInt = 2
+
+
+class BulyanConfig(RobustConfig):
+    """Krum's selections, then a mean around their median in each coordinate (El Mhamdi et al., ICML 2018)."""
+
+    name: Literal["bulyan"] = "bulyan"
+
+
+class GeometricMedianConfig(RobustConfig):
+    """The geometric median, by ``steps`` smoothed Weiszfeld steps: RFA (Pillutla et al., IEEE TSP 2022)."""
+
+    name: Literal["geometric-median"] = "geometric-median"
+    steps: PositiveInt = 8
+
+
+class CentredClippingConfig(RobustConfig):
+    """The last change, moved ``steps`` times by changes clipped to ``radius`` around it (Karimireddy et al., 2021)."""
+
+    name: Literal["centred-clipping"] = "centred-clipping"
+    radius: PositiveFloat = 10.0
+    steps: PositiveInt = 1
+
+
+class FLTrustConfig(RobustConfig):
+    """Changes count by their cosine with that of the ``root`` client (Cao et al., NDSS 2021).
+
+    ``root``: a client with a small clean set of data that the server's owner trusts; in every cohort, never in the
+    average.
+    """
+
+    name: Literal["fltrust"] = "fltrust"
+    root: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_root(self) -> Self:
+        if self.cohort_size is not None or self.fraction < 1:
+            raise ValueError("the root client must be in every cohort: leave cohort_size out and fraction at 1")
+        return self
 
 
 class L2RWConfig(CentredConfig):

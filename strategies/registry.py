@@ -16,7 +16,7 @@ from cloister.strategies.exchange import Exchange
 from cloister.strategies.fold import Pairs
 from cloister.strategies.local_only import LocalOnly
 from cloister.strategies.matching import Truth
-from cloister.strategies.robust import CoordinateRule, Krum
+from cloister.strategies.robust import CentredClipping, FLTrust, Robust
 from cloister.strategies.scaffold import Scaffold
 from cloister.strategies.uci import MatchedExchange
 
@@ -32,10 +32,15 @@ STRATEGIES: Mapping[str, type[BaseStrategy]] = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     "fedadagrad": FedOpt,
-    "fedmedian": CoordinateRule,
-    "fedtrimmedavg": CoordinateRule,
-    "krum": Krum,
-    "multikrum": Krum,
+    "fedmedian": Robust,
+    "fedtrimmedavg": Robust,
+    "meamed": Robust,
+    "krum": Robust,
+    "multikrum": Robust,
+    "bulyan": Robust,
+    "geometric-median": Robust,
+    "centred-clipping": CentredClipping,
+    "fltrust": FLTrust,
     "l2rw": FedAvg,
     "l2rw-uci": FedAvg,
     "local-only": LocalOnly,

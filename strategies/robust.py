@@ -1,106 +1,147 @@
-"""Rules that survive hostile clients, with Flower's arithmetic: median, trimmed mean, Krum and Multi-Krum.
+"""Strategies that survive hostile clients: the rules of :mod:`cloister.strategies.rules` on the replies of a round.
 
-They need all replies of a round at once, so memory holds the cohort. Flower's functions are given the clients' changes
-rather than their models: median, trimmed mean and distances move along with a common shift, and differences of small
-changes do not lose their digits as differences of large models do.
+They need all replies of a round at once, so memory holds the cohort. A rule sees the clients' changes rather than their
+models: differences of small changes do not lose their digits as differences of large models do.
 """
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from cloister.errors import ConfigError
-from cloister.flower import NDArray, array_record, views
-from cloister.models.spec import Group
-from cloister.strategies.base import BaseStrategy
-from cloister.strategies.config import FedTrimmedAvgConfig, KrumConfig, MultiKrumConfig, StrategyConfig
-from cloister.strategies.fold import Fold, MeanFold, Pairs
-from cloister.strategies.quiet import quiet_flower
+from cloister.flower import NDArray
+from cloister.strategies.base import BaseStrategy, OpenRound
+from cloister.strategies.config import CentredClippingConfig, FLTrustConfig, RobustConfig
+from cloister.strategies.fold import Fold, Pairs, trainable
+from cloister.strategies.mixing import prepared, replies_for
+from cloister.strategies.rules import NEEDS, RULES
 from cloister.strategies.validation import Reply
 
+Combine = Callable[[dict[str, NDArray]], NDArray]
 
-class CoordinateRule(BaseStrategy):
-    """Coordinate-wise median or trimmed mean of every entry, BUFFER entries included (Yin et al., ICML 2018).
 
-    All clients weigh the same. Integer entries are rounded to the nearest integer.
+class Robust(BaseStrategy):
+    """One rule over the floating-point SHARED entries, taken together as one vector per client.
+
+    All other entries (BatchNorm statistics and counters) are the coordinate-wise medians of the clients', whatever the
+    rule: a client whose weights look honest could otherwise send any statistics along. Integers are rounded.
     """
 
-    def __init__(self, config: StrategyConfig, *, pooled: Pairs = (), **keywords: Any) -> None:
-        """Refuse pooled statistics: moments of pooled data are means, which one client can move anywhere."""
+    config: RobustConfig
+
+    def __init__(self, config: RobustConfig, *, pooled: Pairs = (), **keywords: Any) -> None:
+        """Refuse pooled statistics, which one client can move anywhere, and cohorts that the rule cannot serve."""
         if pooled:
             raise ConfigError(
                 f"strategy {config.name}: cannot pool BatchNorm moments, found {len(pooled)} pairs; "
                 "set the model's BatchNorm policy to averaged, local or frozen"
             )
         super().__init__(config, pooled=pooled, **keywords)
-        beta = config.beta if isinstance(config, FedTrimmedAvgConfig) else None
-        with quiet_flower():
-            self._inner = flower.FedMedian() if beta is None else flower.FedTrimmedAvg(beta=beta)
+        if config.cohort_size is not None and config.cohort_size < self.least_replies():
+            raise ConfigError(
+                f"strategy {config.name}: malicious = {config.malicious} needs cohorts of at least "
+                f"{self.least_replies()}, found cohort_size = {config.cohort_size}; ask more clients"
+            )
+
+    def least_replies(self) -> int:
+        """Return how many replies the rule needs, after mixing, for ``malicious`` hostile ones among them."""
+        config = self.config
+        least = NEEDS[config.name].of(config.malicious)
+        if "selected" in config.options:
+            least = max(least, config.malicious + config.options["selected"])
+        return replies_for(least, config.malicious, radius=config.clip, mixing=config.mixing)
 
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the rule over all replies."""
-        return _CoordinateFold(self._inner, number, arrays)
+        return _RobustFold(arrays, trainable(self.groups, arrays), lambda rows: self.combine(number, rows))
+
+    def combine(self, number: int, rows: Mapping[str, NDArray], **given: Any) -> NDArray:
+        """Return the rule's vector for one row per client; ``given`` are arguments that the configuration leaves."""
+        vectors, malicious = prepared(
+            np.stack(list(rows.values())),
+            self.config.malicious,
+            radius=self.config.clip,
+            mixing=self.config.mixing,
+            generator=self.seeds.numpy(purpose="bucketing", round=number),
+        )
+        return RULES[self.config.name](vectors, malicious, **{**self.config.options, **given})
 
 
-class _CoordinateFold(Fold):
-    def __init__(self, inner: flower.FedAvg, number: int, current: Mapping[str, NDArray]) -> None:
-        self._inner, self._number, self._current = inner, number, current
-        self._messages: list[Message] = []
+class CentredClipping(Robust):
+    """Clipping around the change of the round before, which a checkpoint keeps; the first one starts from zero."""
 
-    def add(self, reply: Reply) -> None:
-        self._messages.append(Message(_content(reply.deltas, reply), dst_node_id=0, message_type=MessageType.TRAIN))
+    config: CentredClippingConfig
 
-    def finish(self) -> dict[str, NDArray]:
-        with quiet_flower():
-            record, _ = self._inner.aggregate_train(self._number, self._messages)
-        self._messages.clear()
-        changes = views(cast(ArrayRecord, record))
-        return {name: _moved(values, changes[name]) for name, values in self._current.items()}
+    def __init__(self, config: CentredClippingConfig, **keywords: Any) -> None:
+        """Start from no change."""
+        super().__init__(config, **keywords)
+        self._centre = np.zeros(0)
+
+    def combine(self, number: int, rows: Mapping[str, NDArray], **given: Any) -> NDArray:
+        """Return the next centre."""
+        size = next(iter(rows.values())).size
+        centre = self._centre if self._centre.size else np.zeros(size)
+        self._centre = super().combine(number, rows, centre=centre, **given)
+        return self._centre
+
+    def memory(self) -> dict[str, NDArray]:
+        """Return the last change."""
+        return {"centre": self._centre} if self._centre.size else {}
+
+    def remember(self, memory: Mapping[str, NDArray]) -> None:
+        """Take up the last change."""
+        self._centre = memory.get("centre", np.zeros(0))
 
 
-class Krum(BaseStrategy):
-    """The mean of the replies nearest to their neighbours (Blanchard et al., NeurIPS 2017): one, or several.
+class FLTrust(Robust):
+    """Trust from the root client's change. A round without its valid reply is void: there is nothing to trust by."""
 
-    Distances are those of SHARED entries; BUFFER entries come from the same clients.
-    """
-
-    config: KrumConfig | MultiKrumConfig
+    config: FLTrustConfig
 
     def least_replies(self) -> int:
-        """Return 2f + 3, below which f hostile clients can win (proposition 4.2 of the paper)."""
-        return 2 * self.config.malicious + 3
+        """Return one more than the rule needs: the root client's reply is not averaged."""
+        return super().least_replies() + 1
 
-    def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
-        """Return the selection, followed by the weighted mean of those selected."""
-        selected = self.config.selected if isinstance(self.config, MultiKrumConfig) else 1
-        shared = [name for name in arrays if self.groups[name] is Group.SHARED]
-        return _KrumFold(MeanFold(arrays, self.pooled, self.weigh), shared, self.config.malicious, selected)
+    def combine(self, number: int, rows: Mapping[str, NDArray], **given: Any) -> NDArray:
+        """Return the mean of the others, as the root client trusts them."""
+        root = self.config.root
+        others = {client: row for client, row in rows.items() if client != root}
+        return super().combine(number, others, root=rows[root], **given)
+
+    def _void_reason(self, opened: OpenRound) -> str:
+        root, void = self.config.root, super()._void_reason(opened)
+        outcome = opened.inbox.outcomes.get(root)
+        if void or (outcome is not None and outcome.accepted):
+            return void
+        reason = (
+            outcome.reason if outcome else f"no client of that name was asked, but {', '.join(opened.inbox.outcomes)}"
+        )
+        return f"round {opened.number} is void: expected a valid reply of the root client {root!r}: {reason}"
 
 
-class _KrumFold(Fold):
-    def __init__(self, mean: MeanFold, shared: list[str], malicious: int, selected: int) -> None:
-        self._mean, self._shared, self._malicious, self._selected = mean, shared, malicious, selected
-        self._replies: list[Reply] = []
+class _RobustFold(Fold):
+    def __init__(self, current: Mapping[str, NDArray], names: list[str], combine: Combine) -> None:
+        self._current, self._names, self._combine = current, names, combine
+        self._precision = np.result_type(np.float32, *(current[name].dtype for name in names))
+        self._rows: dict[str, NDArray] = {}
+        self._others: dict[str, list[NDArray]] = {name: [] for name in current if name not in set(names)}
 
     def add(self, reply: Reply) -> None:
-        self._replies.append(reply)
+        parts = [reply.deltas[name].reshape(-1) for name in self._names]
+        self._rows[reply.client] = np.concatenate([np.zeros(0, self._precision), *parts], dtype=self._precision)
+        for name, values in self._others.items():
+            values.append(reply.deltas[name].copy())
 
     def finish(self) -> dict[str, NDArray]:
-        contents = [_content({name: reply.deltas[name] for name in self._shared}, reply) for reply in self._replies]
-        chosen = select_multikrum(contents, self._malicious, self._selected)
-        for content, reply in zip(contents, self._replies, strict=True):
-            if any(content is other for other in chosen):
-                self._mean.add(reply)
-        self._replies.clear()
-        return self._mean.finish()
-
-
-def _content(arrays: Mapping[str, NDArray], reply: Reply) -> RecordDict:
-    return RecordDict({"arrays": array_record(arrays), "metrics": MetricRecord({"num-examples": reply.examples})})
+        vector, start = self._combine(self._rows), 0
+        self._rows.clear()
+        changes = {name: np.median(np.stack(values), axis=0) for name, values in self._others.items()}
+        for name in self._names:
+            shape, size = self._current[name].shape, self._current[name].size
+            changes[name] = vector[start : start + size].reshape(shape)
+            start += size
+        return {name: _moved(values, changes[name]) for name, values in self._current.items()}
 
 
 def _moved(values: NDArray, change: NDArray) -> NDArray:
