@@ -110,7 +110,9 @@ class Ledger:
         self._check_round(run, message, round)
         units = {event.unit for event in events}
         if len(units) > 1:
-            raise LedgerError(f"run {run}, round {round}: expected events of one unit, found {sorted(units)}")
+            raise LedgerError(
+                f"run {run}, round {round}: expected events of one unit, found {', '.join(sorted(units))}"
+            )
         for unit in units:
             if self._budgets.get(unit) != budget:
                 self.append(Entry(kind=EntryKind.BUDGET, unit=unit, budget=budget, note="the site's budget changed"))
@@ -196,7 +198,8 @@ class Ledger:
         if len(relations) > 1:
             raise LedgerError(
                 f"{self._chain.path}: run {run}, round {round}: unit {unit} has events under the relations "
-                f"{sorted(relations)}, whose costs do not add up; ask for relation {(before or events)[0].relation}"
+                f"{', '.join(sorted(relations))}, whose costs do not add up; ask for "
+                f"relation {(before or events)[0].relation}"
             )
         total = self._cost((*before, *events), budget.delta)
         if not total <= budget.epsilon:
