@@ -21,8 +21,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 import cloister
 from cloister.config import Config
 from cloister.errors import ConfigError, PolicyError
-from cloister.privacy.entries import Budget
 from cloister.privacy.events import Relation, Unit
+from cloister.privacy.settings import Budget
 
 SIMULATION = "simulation"
 """What engines that simulate clients say in place of a path: there is no owner, hence no policy."""
@@ -73,13 +73,6 @@ class Asked(Protocol):
     def code(self) -> str: ...  # noqa: D102
 
 
-class Allowance(Config):
-    """A table ``[budget.UNIT]``: the most that one unit may lose, over all runs."""
-
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-
-
 class Rules(Config):
     """The keys of a policy file.
 
@@ -87,7 +80,8 @@ class Rules(Config):
     largest clip bound. ``noise_floor``: smallest noise multiplier. ``max_rounds``: most rounds of one run.
     ``relations``: default all three. ``code_sha256``: accepted versions of the app; without the key, any.
     ``allow_without_noise``, ``allow_central`` (the server adds the noise, and sees updates without it),
-    ``allow_evaluation``: default false. ``budget``: one table per unit; if there is one, every unit needs one.
+    ``allow_evaluation``: default false. ``budget``: one table per unit, over all runs; if there is one, every unit
+    needs one.
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -102,7 +96,7 @@ class Rules(Config):
     allow_without_noise: bool = False
     allow_central: bool = False
     allow_evaluation: bool = False
-    budget: dict[AnyUnit, Allowance] = Field(default_factory=dict)
+    budget: dict[AnyUnit, Budget] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _closes(self) -> Self:
@@ -161,8 +155,7 @@ class Policy:
 
     def budget(self, unit: Unit) -> Budget | None:
         """Return the most that one ``unit`` may lose over all runs, or None if the owner set no bound."""
-        allowance = self.rules.budget.get(unit) if self.rules else None
-        return Budget(epsilon=allowance.epsilon, delta=allowance.delta) if allowance else None
+        return self.rules.budget.get(unit) if self.rules else None
 
     def admit(self, request: Asked) -> None:
         """Raise :class:`PolicyError` with every reason if any part of the request is weaker than the policy.

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from cloister.errors import LedgerError, PlanError
 from cloister.privacy.events import Event, Relation, Unit
+from cloister.privacy.settings import Budget
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 200
@@ -20,25 +21,6 @@ class EntryKind(StrEnum):
     RELEASE = "release"
     REFUSAL = "refusal"
     BUDGET = "budget"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The most that one unit may lose in all runs together: ``epsilon`` at ``delta``.
-
-    Raises :class:`LedgerError` for an epsilon that is not positive or a delta outside (0, 1).
-    """
-
-    epsilon: float
-    delta: float
-
-    def __post_init__(self) -> None:
-        """Refuse what bounds nothing."""
-        if not (0 < self.epsilon < float("inf") and 0 < self.delta < 1):
-            raise LedgerError(
-                f"budget: expected a finite epsilon above 0 and a delta in (0, 1), found epsilon {self.epsilon}, "
-                f"delta {self.delta}; give no budget where nothing is bounded"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +69,7 @@ class Entry:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["kinds"] = dict(self.kinds)
         values["events"] = [event.values() for event in self.events]
-        values["budget"] = {"epsilon": self.budget.epsilon, "delta": self.budget.delta} if self.budget else None
+        values["budget"] = self.budget.model_dump() if self.budget else None
         return {key: str(value) if isinstance(value, StrEnum) else value for key, value in values.items()}
 
     @classmethod

@@ -17,8 +17,9 @@ from typing import Any, Self
 
 from cloister.errors import LedgerError
 from cloister.privacy.chain import Chain, Head, canonical
-from cloister.privacy.entries import Budget, Entry, EntryKind
+from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, Unit
+from cloister.privacy.settings import Budget
 
 FILE_NAME = "ledger.sqlite"
 
@@ -114,8 +115,7 @@ class Ledger:
                 f"run {run}, round {round}: expected events of one unit, found {', '.join(sorted(units))}"
             )
         for unit in units:
-            if self._budgets.get(unit) != budget:
-                self.append(Entry(kind=EntryKind.BUDGET, unit=unit, budget=budget, note="the site's budget changed"))
+            self._declare(unit, budget)
         self._check_budget(run, round, events)
 
     def records(self) -> tuple[Record, ...]:
@@ -177,6 +177,17 @@ class Ledger:
                 self._events.setdefault(entry.unit, []).extend(entry.events)
             elif entry.kind is EntryKind.BUDGET and entry.unit:
                 self._budgets[entry.unit] = entry.budget
+
+    def _declare(self, unit: Unit, budget: Budget | None) -> None:
+        """Write down that another budget is in force from here on; nothing if it is the one already."""
+        if self._budgets.get(unit) == budget:
+            return
+        with self._chain.writing():
+            self._refresh()
+            if self._budgets.get(unit) != budget:  # another process of this site may have been first
+                entry = Entry(kind=EntryKind.BUDGET, unit=unit, budget=budget, note="the site's budget changed")
+                self._chain.append(canonical(entry.values()))
+        self._refresh()
 
     def _check_round(self, run: str, message: str, round: int) -> None:
         last = self._rounds.get((run, message), 0)

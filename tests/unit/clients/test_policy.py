@@ -16,8 +16,8 @@ import cloister
 from cloister.clients import policy as policies
 from cloister.clients.policy import SIMULATION, Policy, Rules, code_digest
 from cloister.errors import PolicyError
-from cloister.privacy.entries import Budget
 from cloister.privacy.events import Relation, Unit
+from cloister.privacy.settings import Budget
 
 CODE = "ab" * 32
 TEXT = f"""

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cloister.errors import LedgerError
-from cloister.privacy.entries import Budget, Entry, EntryKind
+from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, EventKind, Relation, Unit
 from cloister.privacy.ledger import FILE_NAME, Ledger
+from cloister.privacy.settings import Budget
 
 pytestmark = pytest.mark.usefixtures("no_sync")
 CONTENT = "ab" * 32
