@@ -63,7 +63,7 @@ class CameraTask(Task[ClientImages]):
 
     def __init__(self, settings: Mapping[str, Any], root: Path) -> None:
         super().__init__(settings, root)
-        self.config = CameraConfig.parse(dict(settings), "settings")
+        self.config = CameraConfig.parse(dict(settings), at="settings")
         self._opening = False
         self._caches = _written_and_resolved(self.config.data.cache) if self.config.data.cache else frozenset()
 
@@ -87,7 +87,7 @@ class CameraTask(Task[ClientImages]):
             self._opening = False
         if self.config.model.num_classes not in (0, found.num_classes):
             raise ConfigError(
-                f"model.num_classes: expected {found.num_classes}, the identities of the data, "
+                f"settings.model.num_classes: expected {found.num_classes}, the identities of the data, "
                 f"found {self.config.model.num_classes}; set it to 0 to take it from the data"
             )
         return found

@@ -109,7 +109,7 @@ class LocalTraining:
             raise WeightsError(
                 f"client {self.round.client}, round {self.round.number}, step {step}: expected a finite loss, found "
                 f"{ {name: term.item() for name, term in terms.items()} }; "
-                "lower train.learning_rate, or look at the weights received"
+                "lower settings.train.learning_rate, or look at the weights received"
             )
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -23,7 +23,8 @@ def assign(context: Context) -> Assignment:
         overrides=[text for text in config.get("overrides", "").split(";") if text],
         data=config["data"],
     )
-    return prepare(experiment).assignment(None, lambda done: None)
+    with experiment.origin.named():
+        return prepare(experiment).assignment(None, lambda done: None)
 
 
 app = make_app(assign)

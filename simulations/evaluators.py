@@ -9,6 +9,7 @@ from cloister.errors import ConfigError
 from cloister.server.app import Evaluator
 from cloister.server.evaluation.selection import Validated
 from cloister.simulations.experiment import Experiment
+from cloister.simulations.origin import under
 
 EVALUATORS = {"reid": "cloister.server.evaluation.reid:ReidEvaluator"}
 
@@ -30,7 +31,8 @@ def check(experiment: Experiment) -> None:
     _kind(experiment).check(experiment.settings, experiment.evaluation)
     if experiment.selection:
         other = _selection(experiment)
-        _kind(other).check(other.settings, other.evaluation)
+        with under("selection"):
+            _kind(other).check(other.settings, other.evaluation)
 
 
 def make(experiment: Experiment, settings: Mapping[str, Any], data: Path) -> Evaluator | None:
@@ -55,7 +57,7 @@ def _selection(experiment: Experiment) -> Experiment:
 
 
 def _hold_out(experiment: Experiment) -> bool:
-    return bool(experiment.settings.get("data", {}).get("hold_out", False))
+    return bool(experiment.setting("data", "hold_out"))
 
 
 def _kind(experiment: Experiment) -> EvaluatorKind:

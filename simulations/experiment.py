@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from cloister.config import Config
 from cloister.errors import ConfigError
+from cloister.simulations.origin import Origin
 from cloister.strategies.config import StrategyConfig
 
 FOLDER = Path(__file__).parent / "experiments"
@@ -59,6 +60,7 @@ class Experiment(Config):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     selection: dict[str, Any] = Field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    _origin: Origin = PrivateAttr(default=Origin())
 
     @field_validator("name")
     @classmethod
@@ -72,15 +74,31 @@ class Experiment(Config):
         """Return the experiment called ``source`` (or in the file ``source``), with a preset and overrides applied.
 
         ``overrides`` are ``key.path=value`` texts, values in TOML; ``values`` override top-level keys. Raises
-        :class:`ConfigError` that names the file or override and the key.
+        :class:`ConfigError` that names the file, the override and the key.
         """
-        path = find(source)
-        content = inherit(path)
-        merged = _with_preset(content, preset, path)
-        for override in overrides:
+        path, given = find(source), tuple(overrides)
+        merged = _with_preset(inherit(path), preset, path)
+        for override in given:
             merged = merge(merged, parse_override(override))
         merged = merge(merged, {key: value for key, value in values.items() if value is not None})
-        return cls.parse(merged, str(path))
+        origin = Origin(str(path), given)
+        with origin.named():
+            loaded = cls.parse(merged)
+        loaded._origin = origin
+        return loaded
+
+    @property
+    def origin(self) -> Origin:
+        """Where the values were loaded from; of no account when experiments are compared."""
+        return self._origin
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and dict(self) == dict(other)
+
+    def setting(self, section: str, key: str) -> Any:
+        """Return ``settings.SECTION.KEY``, or None: what it means is the task's business."""
+        table = self.settings.get(section)
+        return table.get(key) if isinstance(table, Mapping) else None
 
     def baseline(self, name: str) -> Self:
         """Return the experiment that is this one's baseline ``name``."""
@@ -93,9 +111,9 @@ class Experiment(Config):
         ignored = {"name", "baselines", "selection"}
         return self.model_dump(exclude=ignored) == other.model_dump(exclude=ignored)
 
-    def overridden(self, over: Mapping[str, Any], source: str) -> Self:
-        """Return this experiment with a table of overrides laid over it; ``source`` names the table in errors."""
-        return self.parse(merge(plain(self.model_dump()), over), source)
+    def overridden(self, over: Mapping[str, Any], table: str) -> Self:
+        """Return this experiment with the overrides of ``table`` laid over it. Raises :class:`ConfigError`."""
+        return self.parse(merge(plain(self.model_dump()), over), at=table)
 
     def to_toml(self) -> str:
         """Return the file that reproduces this experiment; loading it gives an equal experiment."""

@@ -18,6 +18,7 @@ from cloister.server.app import Assignment, Evaluator, RoundReport
 from cloister.simulations import evaluators, tracking, worlds
 from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
+from cloister.simulations.origin import under
 from cloister.strategies.base import BaseStrategy
 from cloister.strategies.registry import build
 
@@ -80,15 +81,26 @@ def ready(experiment: Experiment, *, console: Console) -> Prepared:
     """Return the experiment's parts once it and all its baselines are known to be able to start.
 
     All values are looked at before a world is made or data are opened, and all data before anything is written.
+    Raises :class:`ConfigError` that names the file, the override and the key, ``DataError`` or ``WeightsError``.
     """
-    baselines = map(experiment.baseline, experiment.baselines)
-    runs = [experiment, *(each for each in baselines if not each.same_run(experiment))]
-    for each in runs:
-        check(each)
-    prepared = [prepare(each, console=console) for each in runs]
-    for found in prepared:
-        found.assignment(None, lambda done: None)
-    return prepared[0]
+    with experiment.origin.named():
+        check(experiment)
+        baselines = {f"baselines.{name}": experiment.baseline(name) for name in experiment.baselines}
+        others = {table: each for table, each in baselines.items() if not each.same_run(experiment)}
+        for table, each in others.items():
+            with under(table):
+                check(each)
+        prepared = _startable(experiment, console)
+        for table, each in others.items():
+            with under(table):
+                _startable(each, console)
+    return prepared
+
+
+def _startable(experiment: Experiment, console: Console) -> Prepared:
+    prepared = prepare(experiment, console=console)
+    prepared.assignment(None, lambda done: None)
+    return prepared
 
 
 def check(experiment: Experiment) -> None:
@@ -140,8 +152,8 @@ def home() -> Path:
 
 
 def _layouts(experiment: Experiment) -> Sequence[str]:
-    data = experiment.settings.get("data", {})
-    wanted = [data.get("layout", ""), *data.get("sources", ()), data.get("target", "")]
+    sources = experiment.setting("data", "sources") or ()
+    wanted = [experiment.setting("data", "layout"), *sources, experiment.setting("data", "target")]
     return sorted({layout for layout in wanted if layout})
 
 

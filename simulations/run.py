@@ -170,7 +170,7 @@ def _new_record(prepared: Prepared) -> RunRecord:
         engine=experiment.engine.name,
         seed=experiment.seed,
         title=experiment.title,
-        protocol=str(experiment.settings.get("data", {}).get("protocol", "")),
+        protocol=str(experiment.setting("data", "protocol") or ""),
         command=" ".join(["cloister", *sys.argv[1:]]),
         started=recording.now(),
         settings=recording.plain_settings(experiment),

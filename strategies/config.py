@@ -5,6 +5,7 @@ that is annotated ``StrategyConfig`` inside another configuration. A parameter t
 an unknown key.
 """
 
+import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -18,9 +19,9 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cloister.config import Config, describe
+from cloister.config import Config
 from cloister.errors import ConfigError
 from cloister.strategies.quorum import QuorumConfig
 
@@ -100,30 +101,29 @@ class StrategyConfig(Config):
             cls.kinds[name] = cls
 
     @classmethod
-    def parse(cls, values: dict[str, Any], source: str) -> Self:
-        """Return the configuration of the named strategy; raises ConfigError as ``Config.parse`` does."""
-        chosen = cls.kinds.get(str(values.get("name"))) if cls is StrategyConfig else None
-        return cls._of(chosen.parse(values, source)) if chosen else super().parse(values, source)
+    def class_of(cls, values: Any) -> type[Config]:
+        """Return the class of the strategy that ``values`` name."""
+        name = values.get("name") if isinstance(values, dict) else None
+        return cls.kinds.get(str(name), cls) if cls is StrategyConfig else cls
 
     @model_validator(mode="wrap")
     @classmethod
     def _choose(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if cls is not StrategyConfig or isinstance(values, StrategyConfig):
+        chosen = cls.class_of(values)
+        if chosen is not cls:
+            return cls._of(chosen.model_validate(values))
+        if cls is not StrategyConfig or not isinstance(values, dict):
             return handler(values)
-        name = values.get("name") if isinstance(values, dict) else None
-        if name not in cls.kinds:
-            problem = f"expected name = one of {', '.join(sorted(cls.kinds))}"
-            raise PydanticCustomError("strategy", "{problem}", {"problem": problem})
-        try:
-            return cls._of(cls.kinds[name].model_validate(values))
-        except ValidationError as error:  # described here, where the keys of the named strategy are known
-            problem = describe(cls.kinds[name], error, name)
-            raise PydanticCustomError("strategy", "{problem}", {"problem": problem}) from None
+        close = difflib.get_close_matches(str(values.get("name")), cls.kinds, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        problem = PydanticCustomError("strategy", f"expected one of {', '.join(sorted(cls.kinds))}{hint}")
+        fault = InitErrorDetails(type=problem, loc=("name",), input=values.get("name"))
+        raise ValidationError.from_exception_data(cls.__name__, [fault])
 
     @classmethod
-    def _of(cls, config: "StrategyConfig") -> Self:
+    def _of(cls, config: Config) -> Self:
         if not isinstance(config, cls):
-            raise ConfigError(f"strategy {config.name!r} is not a {cls.__name__}")
+            raise ConfigError(f"strategy {config!r} is not a {cls.__name__}")
         return config
 
     @model_validator(mode="after")

@@ -144,7 +144,7 @@ class CameraConfig(Config):
     @model_validator(mode="after")
     def _private_labels_need_a_local_head(self) -> Self:
         if self.data.protocol == "uci" and self.model.head != "local":
-            raise ValueError('protocol uci numbers identities privately; set model.head = "local"')
+            raise ValueError('protocol uci numbers identities privately; set settings.model.head = "local"')
         if self.train.sampling == "balanced" and self.data.protocol in ("ci", "uci") and self.data.layout != "llcm":
             raise ValueError(
                 f"balanced sampling needs both modalities at a client; a camera of {self.data.layout} has one"

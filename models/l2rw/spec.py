@@ -29,7 +29,9 @@ class ReidSpec(ModelSpec):
         :class:`~cloister.errors.WeightsError` if the file does not fit.
         """
         if self.config.num_classes < 1:
-            raise ConfigError("model.num_classes: expected the number of identities, found 0; take it from the data")
+            raise ConfigError(
+                "settings.model.num_classes: expected the number of identities, found 0; take it from the data"
+            )
         kind = TwoStreamNetwork if self.config.architecture == "two-stream" else OneStreamNetwork
         with torch.device("meta"):  # PyTorch's own initialisation would draw from the global generator
             network: ReidNetwork = kind(self.config)

@@ -255,8 +255,8 @@ def _labels(records: Sequence[Record]) -> Labels:
 
 
 def _parse(settings: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[CameraConfig, EvaluationConfig]:
-    task = CameraConfig.parse(dict(settings), "[settings]")
-    config = EvaluationConfig.parse(dict(evaluation), "[evaluation]")
+    task = CameraConfig.parse(dict(settings), at="settings")
+    config = EvaluationConfig.parse(dict(evaluation), at="evaluation")
     layout = _layout(task.data)
     if config.part == "validation":
         _check_held_out(task.data, layout)

@@ -204,7 +204,22 @@ def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
         ("strategy.name='fedsgd'", "l2rw"),
         ("rounds=0", "rounds"),
         ("settings.data.layout='market'", "layout"),
-        ("nonsense=1", "nonsense"),
+        ("nonsense=1", r"reid-ci\.toml, --set nonsense=1: unknown key 'nonsense'"),
+        (
+            "settings.train.nope=1",
+            r"reid-ci\.toml, --set settings\.train\.nope=1: unknown key 'settings\.train\.nope'; ",
+        ),
+        (
+            "settings.model.blocks=[1,1,1,'x']",
+            r"settings\.model\.blocks\[3\]: Input should be a valid integer \(found 'x'\)",
+        ),
+        ("settings.train=3", r"--set settings\.train=3: settings\.train: Input should be a table"),
+        ("evaluation.draw=1", r"--set evaluation\.draw=1: unknown key 'evaluation\.draw'; did you mean 'draws'"),
+        ("strategy.quorum.reply=1", r"unknown key 'strategy\.quorum\.reply'; did you mean 'replies'"),
+        ("strategy.centres.widht=1", r"unknown key 'strategy\.centres\.widht'; did you mean 'width'"),
+        ("engine.worker=1", r"unknown key 'engine\.worker'; did you mean 'workers'"),
+        ("selection={evaluation={draw=1}}", r"--set selection=.*: unknown key 'selection\.evaluation\.draw'"),
+        ("selection={rouns=1}", r"unknown key 'selection\.rouns'; did you mean 'rounds'"),
         ("evaluation.part='validation'", "set settings.data.hold_out to true"),
         ("selection={evaluation={part='validation'}}", "set settings.data.hold_out to true"),
         (
@@ -236,7 +251,15 @@ def test_bad_settings_are_named_before_anything_starts(
             r"settings\.train\.peak_round: expected a round before",
         ),
         ("baselines={pooled={strategy={cohort_size=7}}}", "needs 7 clients"),
-        ("baselines={pooled={evaluation={mode='outdoor'}}}", "mode"),
+        (
+            "baselines={pooled={evaluation={mode='outdoor'}}}",
+            r"baselines\.pooled\.evaluation\.mode: Input should be 'all'",
+        ),
+        (
+            "baselines.pooled.settings.train.nope=1",
+            r"--set baselines.*: unknown key 'baselines\.pooled\.settings\.train\.nope'",
+        ),
+        ("baselines.pooled.strategy.mu2=1", r"unknown key 'baselines\.pooled\.strategy\.mu2'"),
         (
             "settings.train.identities_per_batch=9",
             r"(?s)client cam1: .*at least 9 identities.*\n.*client cam6: .*at least 9",

@@ -37,7 +37,7 @@ class ToySpec(ModelSpec):
 class Toy(Task[Any]):
     def __init__(self, settings: Mapping[str, Any], root: Path) -> None:
         super().__init__(settings, root)
-        self.config = Settings.parse(dict(settings), "settings")
+        self.config = Settings.parse(dict(settings), at="settings")
 
     @property
     def spec(self) -> ModelSpec:
