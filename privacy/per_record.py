@@ -8,7 +8,6 @@ of records per unit.
 Sources: Abadi et al., CCS 2016, algorithm 1; Goodfellow, arXiv 1510.01799, and Li et al., arXiv 2110.05679 (ghost).
 """
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from cloister.errors import PlanError
+from cloister.privacy.clipping import layer_of, sensitivity
 
 Records = tuple[Tensor, ...]
 """Tensors whose first dimension is the record: images and labels, say."""
 
 Loss = Callable[[nn.Module, Records], Tensor]
 """Maps a module and B records to B losses, each of which depends on its own record only."""
+
+_SLACK = 2.0**-20  # more than rounding in single precision adds to the norm of a clipped gradient
 
 
 class Method(StrEnum):
@@ -54,28 +56,9 @@ class ClipGroups:
         ``{"": C}`` is flat clipping at C. Raises :class:`PlanError` for a name without a bound and for a bound that is
         not positive.
         """
-        prefixes = sorted(bounds)
-        if wrong := [f"{prefix or 'all'}: {bounds[prefix]}" for prefix in prefixes if not _positive(bounds[prefix])]:
-            raise PlanError(f"clip bounds: expected positive numbers, found {wrong}; set plan.clip.bound")
-        members, bare = list[int](), list[str]()
-        for name in names:
-            fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
-            if fitting:
-                members.append(prefixes.index(max(fitting, key=len)))
-            else:
-                bare.append(name)
-        if bare:
-            raise PlanError(
-                f"clip bounds: expected one for every parameter that learns, found none for {bare[:5]}; add their "
-                "prefix to plan.clip.per_layer"
-            )
-        used = sorted(set(members))
-        return cls(tuple(bounds[prefixes[old]] for old in used), tuple(used.index(old) for old in members))
-
-    @property
-    def sensitivity(self) -> float:
-        """The most that one unit moves the sum in L2 norm, ``sqrt(sum of squared bounds)``."""
-        return math.sqrt(sum(bound * bound for bound in self.bounds))
+        sensitivity(bounds)
+        prefixes = list(bounds)
+        return cls(tuple(bounds.values()), tuple(prefixes.index(layer_of(name, prefixes)) for name in names))
 
     def factors(self, squares: Tensor) -> Tensor:
         """Return the factors ``[parameters, units]`` that clip, from squared norms of the same shape.
@@ -83,10 +66,10 @@ class ClipGroups:
         A unit with a norm that is not finite, in any group, gets 0 everywhere.
         """
         member = torch.tensor(self.members, device=squares.device)
-        summed = squares.new_zeros(len(self.bounds), squares.shape[1]).index_add_(0, member, squares)
+        norms = squares.new_zeros(len(self.bounds), squares.shape[1]).index_add_(0, member, squares).sqrt()
         bounds = squares.new_tensor(self.bounds)[:, None]
-        factors = (bounds / summed.sqrt()).clamp(max=1.0)  # a zero norm gives infinity, hence 1
-        return torch.where(summed.isfinite().all(0), factors, 0.0)[member]
+        factors = torch.where(norms <= bounds, 1.0, bounds / norms * (1 - _SLACK))
+        return torch.where(norms.isfinite().all(0), factors, 0.0)[member]
 
 
 class UnitGradients(ABC):
@@ -326,7 +309,3 @@ def _missed(name: str) -> PlanError:
         f"parameter {name}: expected its per-record gradient, found only the sum: it is used outside its layer's "
         "forward, or in a shape that this method does not know; use method loop"
     )
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0

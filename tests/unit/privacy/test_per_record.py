@@ -303,12 +303,10 @@ def test_the_longest_prefix_decides_and_all_must_be_covered() -> None:
     names = ["stem.weight", "head.weight", "head.bias"]
     groups = ClipGroups.of(names, {"": 1.0, "head": 2.0, "head.bias": 3.0, "nobody": 9.0})
     assert [groups.bounds[member] for member in groups.members] == [1.0, 2.0, 3.0]
-    assert groups.sensitivity == pytest.approx(14**0.5)
-    assert ClipGroups.of(names, {"": 0.5}).sensitivity == 0.5
-    with pytest.raises(PlanError, match=r"found none for \['stem.weight'\]"):
+    with pytest.raises(PlanError, match=r"found none for .stem\.weight."):
         ClipGroups.of(names, {"head": 1.0})
     for bad in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(PlanError, match="expected positive numbers"):
+        with pytest.raises(PlanError, match="expected positive, finite bounds"):
             ClipGroups.of(names, {"": bad})
     with pytest.raises(PlanError, match="at least one parameter"):
         unit_gradients(Method.LOOP, nn.ReLU(), cross_entropy, {"": 1.0})
@@ -335,6 +333,6 @@ def test_factors_never_leave_a_unit_above_its_bound(values: list[list[float]], b
     assert bool(((factors >= 0) & (factors <= 1)).all())
     left = (torch.nan_to_num(norms, posinf=0.0) * factors).square()
     after = torch.stack([left[0], left[1] + left[2]]).sqrt()
-    assert bool((after <= torch.tensor(bounds, dtype=torch.float64)[:, None] * (1 + 1e-9)).all())
+    assert bool((after <= torch.tensor(bounds, dtype=torch.float64)[:, None] * (1 + 1e-12)).all())
     small = (norms[0] <= bounds[0] / 2) & (norms[1:].square().sum(0).sqrt() <= bounds[1] / 2)
     assert bool((factors[:, small] == 1).all())
