@@ -109,6 +109,7 @@ def cloister(engine: str) -> Callable[[int, int, int, int, int], Result]:
 
             nursery()
         from cloister.bench.workload import Workload, WorkloadSpec, settings
+        from cloister.clients.policy import SIMULATION
         from cloister.randomness import SeedTree
         from cloister.server.app import Assignment, serve
         from cloister.simulations.engines import open_grid
@@ -120,7 +121,7 @@ def cloister(engine: str) -> Callable[[int, int, int, int, int], Result]:
         spec, watch = WorkloadSpec(parameters), _Rounds()
         seeds = SeedTree(experiment="bench", seed=0)
         config = StrategyConfig.parse({"name": "fedavg", "cohort_size": cohort}, "bench")
-        nodes = Nodes(names=NumberedNames(pool))
+        nodes = Nodes(names=NumberedNames(pool), config={"policy": SIMULATION})
         with open_grid(EngineConfig.parse({"name": engine, "workers": workers}, "bench"), nodes) as grid:
             model = spec.build(seeds.torch(purpose="model"))
             assignment = Assignment(

@@ -21,8 +21,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from cloister.clients.gate import gate
+from cloister.clients import private_steps
+from cloister.clients.gate import ACCOUNT, gate
 from cloister.clients.guard import isolated
+from cloister.clients.request import config_of, plan_of
+from cloister.clients.site import Site
 from cloister.clients.state import ClientState
 from cloister.clients.task import Round, Task, Update
 from cloister.errors import ConfigError, WeightsError
@@ -88,7 +91,7 @@ def _resident(name: str, settings: str, root: str, seeds: SeedTree) -> _Resident
 
 def _open(message: Message, context: Context, *, trained: bool = False) -> tuple[_Resident, Round]:
     """Return what serves this message, and the round as the client sees it: before its training, or after it."""
-    config = _config(message)
+    config = config_of(message)
     root = str(context.node_config.get("data") or context.run_config.get("data") or ".")
     seeds = SeedTree(experiment=str(config["experiment"]), seed=int(config["seed"]))
     resident = _resident(str(config["task"]), str(config["settings"]), root, seeds)
@@ -105,15 +108,9 @@ def _open(message: Message, context: Context, *, trained: bool = False) -> tuple
         config=config,
         received={kind: views(record) for kind, record in arrays.items() if kind != "arrays"},
         reference=views(arrays["arrays"]),
+        plan=plan_of(config),
     )
     return resident, round_
-
-
-def _config(message: Message) -> dict[str, Any]:
-    record = message.content.get("config")
-    if not isinstance(record, ConfigRecord):
-        raise ConfigError("message: expected a ConfigRecord 'config', found none; the server must be Cloister's")
-    return dict(record)
 
 
 def _client_of_partition(task: Task[Any], context: Context) -> str:
@@ -183,7 +180,12 @@ def train(message: Message, context: Context) -> Message:
     with isolated(client, partial(task.may_open, client)):
         live = _receive(resident, round_)
         resident.model.train()
-        update = task.train(resident.model, resident.load(client), round_)
+        if round_.plan.private_steps:
+            update = private_steps.train(
+                task, resident.model, partial(resident.load, client), round_, Site.of(context).log
+            )
+        else:
+            update = task.train(resident.model, resident.load(client), round_)
     _check_tensors(resident.model, live, round_)
     if resident.local:
         round_.state.save("local", {name: live[name] for name in resident.local})
@@ -191,6 +193,8 @@ def train(message: Message, context: Context) -> Message:
     for release in update.releases:
         if release.kind in round_.config.get("releases", ()):  # what nobody asked for does not leave
             content[release.kind] = array_record(release.arrays)
+    if update.events:
+        content[ACCOUNT] = ConfigRecord({"events": json.dumps([event.values() for event in update.events])})
     return Message(content, reply_to=message)
 
 

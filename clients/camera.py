@@ -14,8 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cloister.clients.camera_private import CameraPrivacy, protection
 from cloister.clients.camera_training import LocalTraining, check_nova
-from cloister.clients.task import ClientRow, Deviation, NDArray, Round, Task, Update
+from cloister.clients.task import (
+    ClientRow,
+    Deviation,
+    NDArray,
+    PrivateTraining,
+    Protection,
+    Round,
+    Task,
+    Update,
+)
 from cloister.datasets.reid import ClientImages, Federation, Modality, federation
 from cloister.errors import ConfigError, DataError, WeightsError
 from cloister.models.l2rw import sampler, schedule
@@ -218,6 +228,36 @@ class CameraTask(Task[ClientImages]):
             metrics=training.metrics(),
             releases=training.releases(),
         )
+
+    def private(self, model: nn.Module, data: ClientImages | None, round: Round) -> PrivateTraining:
+        """Return cross-entropy per image, its units being people or images; see :mod:`.camera_private`."""
+        if not isinstance(model, ReidNetwork):
+            raise WeightsError(f"client {round.client}: expected a ReidNetwork, found {type(model).__name__}")
+        return CameraPrivacy(model, self.config.train, round, data).training()
+
+    def protection(self) -> Protection:
+        """Return what these settings promise to a privacy plan."""
+        return protection(self.config)
+
+    def without(self, data: ClientImages, subjects: frozenset[str]) -> ClientImages:
+        """Return the images of all other people."""
+        kept = np.flatnonzero([str(label) not in subjects for label in data.labels])
+        return ClientImages(
+            client=data.client,
+            images=np.asarray(data.images[kept]),
+            labels=data.labels[kept],
+            cameras=data.cameras[kept],
+            infrared=data.infrared[kept],
+        )
+
+    def subjects(self) -> Mapping[str, Sequence[str]]:
+        """Return the clients of every identity, from the index files of all clients."""
+        found: dict[str, list[str]] = {}
+        for client in self.clients():
+            people = {source.offset + record.identity for source, record in self.federation.records(client)}
+            for identity in sorted(people):
+                found.setdefault(str(identity), []).append(client)
+        return found
 
     def _labels(self, data: ClientImages, round: Round, classes: int) -> tuple[NDArray, Tensor | None]:
         """Return labels as this client numbers them, and the classes that take part in its softmax (None: all)."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloister.clients.camera_private import centre_records
 from cloister.clients.objectives import Batch, Objective, objectives
 from cloister.clients.task import NDArray, Release, Round
 from cloister.datasets.reid import ClientImages
@@ -22,6 +23,7 @@ from cloister.models.l2rw.losses import training_losses
 from cloister.models.l2rw.network import ReidNetwork
 from cloister.models.l2rw.optimiser import make_optimiser, momentum_buffers, set_rate
 from cloister.models.l2rw.schedule import rate
+from cloister.privacy.events import Unit
 
 
 def check_nova(settings: TrainConfig, config: Mapping[str, Any]) -> None:
@@ -133,13 +135,22 @@ class LocalTraining:
         """Return what the strategy asked for beside the weights, as rows of the identities that this client holds."""
         found = [release for objective in self.added for release in objective.finish()]
         if self.collector is not None:
-            values, labels = self.collector.centres()
-            found.append(Release(kind="centres", arrays={"values": values.numpy(), "labels": labels.numpy()}))
+            found.append(self._centres(self.collector))
         if "head" in self.wanted:
             own = np.unique(self.labels)
             weight = self.network.head.weight.detach()[torch.from_numpy(own).to(self.device)]
             found.append(Release(kind="head", arrays={"weight": weight.cpu().numpy(), "labels": own}))
         return tuple(found)
+
+    def _centres(self, collector: CentreCollector) -> Release:
+        """Return class centres; under a plan that noises them, what they are made of."""
+        plan = self.round.plan
+        if plan.centres is None:
+            values, labels = collector.centres()
+            return Release(kind="centres", arrays={"values": values.numpy(), "labels": labels.numpy()})
+        features, people = (part.numpy() for part in collector.records())
+        units = np.arange(len(people)) if plan.unit is Unit.EXAMPLE else people
+        return centre_records(features, people, units, self.network.config.num_classes)
 
     def _receive_head(self) -> None:
         """Write the rows of the head that came back over this client's own."""

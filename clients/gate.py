@@ -1,48 +1,115 @@
 """The gate: the only exit of a client.
 
-The outermost Flower mod of the ClientApp. A reply passes when everything in it is declared: the weights are exactly
-the entries that the model specification releases in the form in which they came, every other record is of a kind the
-task may release, and the metrics are finite numbers. Whatever else happens in the client (an exception, a wrong key)
-leaves as a bare error code; the text stays in the client's own log.
+The outermost Flower mod of the ClientApp. In this order: the site's own policy says whether the request may be served
+at all; a request that was served before gets the same bytes again; the ledger says whether the budget covers it; the
+app trains; the plan's stages clip, weigh and noise what it made; what is left is checked against what was declared and
+asked for; the ledger is written and synced; the reply leaves.
+
+A reply passes when everything in it is declared: the weights are exactly the entries that the model specification
+releases in the form in which they came, every other record is of a kind that was asked for, and the metrics are finite
+numbers. An exception leaves as a bare error code, its text stays in the client's own log; under a plan that noises
+anything, a client that fails on its own data replies with the zero update instead, since that it failed says something
+about its data.
 """
 
-import contextlib
+import json
 import math
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import closing
 
-from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from cloister.errors import CloisterError, ReleaseError
+from cloister.clients import stages
+from cloister.clients.noise import noise_of
+from cloister.clients.request import Request
+from cloister.clients.site import Account, Site
+from cloister.errors import CloisterError, ConfigError, PlanError, PrivacyError, ReleaseError
+from cloister.privacy.events import Event
+from cloister.privacy.noise import NoiseSource
 
 RELEASE_KINDS = frozenset({"arrays", "metrics", "centres", "control", "head"})
-LOG_NAME = "errors.log"
+ACCOUNT = "account"  # the record in which the app tells the gate what its private steps cost; it goes no further
 
 
 def gate(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Return the app's reply if every part of it may leave, else an error reply that says nothing but a code."""
-    what: object
+    """Return what may leave of the app's reply, else an error reply that says nothing but a code."""
+    site = Site.of(context)
     try:
-        reply = call_next(message, context)
-        if not reply.has_error():
-            check_release(message, reply)
-            return reply
-        code, name, what = reply.error.code, "an error reply", reply.error.reason
+        return Message(_released(site, message, context, call_next), reply_to=message)
     except Exception as error:  # nothing of an exception may leave, whatever its type
         code = error.code if isinstance(error, CloisterError) else CloisterError.code
-        name, what = type(error).__name__, error
-    _log(context, message, name, what)
-    return Message(Error(code, f"{name} (the text stays in the client's log)"), reply_to=message)
+        site.log(_round(message), type(error).__name__, error)
+        return Message(Error(code, f"{type(error).__name__} (the text stays in the client's log)"), reply_to=message)
 
 
-def check_release(message: Message, reply: Message) -> None:
-    """Raise :class:`ReleaseError` unless the reply holds declared kinds and exactly the entries that were asked for."""
+def _released(site: Site, message: Message, context: Context, call_next: ClientAppCallable) -> RecordDict:
+    policy = site.policy()
+    request = Request.of(message, site.server)
+    if request.kind == "evaluate" and request.plan.noisy:
+        raise PlanError(
+            "evaluation: expected none under a plan with noise, found a request for metrics of private records; set "
+            "strategy.evaluate_fraction = 0 and evaluate at the server"
+        )
+    with closing(Account.open(site, request, policy, message)) as account:
+        try:
+            policy.admit(request)
+            if (sent := account.sent_before()) is not None:
+                return sent
+            account.admit()
+        except PrivacyError as error:
+            account.refuse(error)
+            raise
+        noisy_here = request.plan.local or request.plan.centres is not None
+        noise = noise_of(site.folder, request.run, request.round) if noisy_here else None
+        content, events = _answer(site, request, message, context, call_next, noise)
+        check_release(message, content, request)
+        return account.settle(content, events or account.planned())
+
+
+def _answer(
+    site: Site,
+    request: Request,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
+    noise: NoiseSource | None,
+) -> tuple[RecordDict, tuple[Event, ...]]:
+    """Return what the app made after the plan's stages, and the events of private steps and stages."""
+    try:
+        reply = call_next(message, context)
+        if reply.has_error():
+            raise ReleaseError(f"an error reply (code {reply.error.code}): {reply.error.reason}")
+        content, spent = reply.content, _spent(reply.content)
+    except (ConfigError, PrivacyError):
+        raise
+    except Exception as error:
+        if not request.plan.noisy or request.plan.private_steps or request.kind != "train":
+            raise
+        site.log(request.round, type(error).__name__, error)
+        content, spent = stages.zero(message.content.array_records["arrays"]), ()
+    staged, events = stages.staged(request, content, noise)
+    return staged, (*spent, *events)
+
+
+def _spent(content: RecordDict) -> tuple[Event, ...]:
+    """Take the account out of the app's reply: events of private steps."""
+    record = content.pop(ACCOUNT, None)
+    if not isinstance(record, ConfigRecord):
+        return ()
+    return tuple(Event.of(values) for values in json.loads(str(record["events"])))
+
+
+def check_release(message: Message, content: RecordDict, request: Request) -> None:
+    """Raise :class:`ReleaseError` unless it holds kinds that were declared and asked for, and exactly those entries."""
     client = f"node {message.metadata.dst_node_id}"
-    for kind, record in reply.content.items():
+    for kind, record in content.items():
         if kind not in RELEASE_KINDS:
             raise ReleaseError(
                 f"{client}: release kind {kind!r} is not declared; expected one of {sorted(RELEASE_KINDS)}"
             )
+        if kind not in request.kinds:
+            raise ReleaseError(f"{client}: release kind {kind!r} was not asked for; expected {sorted(request.kinds)}")
         expected = MetricRecord if kind == "metrics" else ArrayRecord
         if not isinstance(record, expected):
             raise ReleaseError(
@@ -50,7 +117,7 @@ def check_release(message: Message, reply: Message) -> None:
             )
         if isinstance(record, MetricRecord):
             _check_metrics(client, record)
-    asked, released = message.content.get("arrays"), reply.content.get("arrays")
+    asked, released = message.content.get("arrays"), content.get("arrays")
     if isinstance(released, ArrayRecord):
         _check_entries(client, asked if isinstance(asked, ArrayRecord) else ArrayRecord(), released)
 
@@ -75,14 +142,7 @@ def _check_metrics(client: str, record: MetricRecord) -> None:
             raise ReleaseError(f"{client}: metric {key!r} is not finite; look at the client's data and learning rate")
 
 
-def _log(context: Context, message: Message, name: str, what: object) -> None:
-    folder = context.node_config.get("state")
-    if not folder:
-        return
-    path = Path(str(folder)) / str(context.node_config.get("client", context.node_id)) / LOG_NAME
-    config = message.content.config_records.get("config") if message.has_content() else None
-    number = config.get("server-round") if config else None
-    with contextlib.suppress(Exception):  # why a log cannot be written is not for the server either
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(f"round {number!r}: {name}: {what}\n")
+def _round(message: Message) -> object:
+    records: Mapping[str, ConfigRecord] = message.content.config_records if message.has_content() else {}
+    config = records.get("config")
+    return config.get("server-round") if config else None

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cloister.clients.state import ClientState
+from cloister.errors import ConfigError
 from cloister.models.spec import ModelSpec
+from cloister.privacy.events import Event, Unit
+from cloister.privacy.plan import Plan
 from cloister.randomness import SeedTree
 
 Data = TypeVar("Data")
@@ -23,7 +27,9 @@ class Release:
     """Named arrays, beside the weights, that a client asks the gate to let out.
 
     ``kind`` is the name of the Flower record that carries them and under which bytes are counted
-    (``centres``, ``control``, ...).
+    (``centres``, ``control``, ...). Under a plan with noisy class centres, ``centres`` holds what they are made of:
+    ``features`` ``[n, D]``, ``labels`` ``[n]`` below ``classes`` (one number) and ``units`` ``[n]``; the gate sums,
+    clips and noises them.
     """
 
     kind: str
@@ -34,13 +40,51 @@ class Release:
 class Update:
     """What one local training produced, beside the new weights that lie in the model itself.
 
-    ``examples`` is the client's averaging weight, ``steps`` the number of optimiser steps it took.
+    ``examples`` is the client's averaging weight, ``steps`` the number of optimiser steps it took. ``events``: the
+    privacy events of the steps, where noise was added at each (see :class:`PrivateTraining`).
     """
 
     examples: int
     steps: int
     metrics: Metrics = field(default_factory=dict)
     releases: tuple[Release, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateTraining:
+    """What private optimiser steps need of a task: records, whose they are, and the loss of each on its own.
+
+    ``units``: ``[n]``, the plan's unit that each record belongs to. ``fetch(indices)`` returns these records as tensors
+    whose first dimension is the record. ``losses(model, records)`` returns the loss of each, none of which may depend
+    on another record; what it draws (augmentation), it draws from torch's own generator, which is secret. ``optimiser``
+    steps the shared parameters of the model; ``before_step(step)`` sets its learning rate, step 0 first.
+    ``finish(model)`` is called after the last step and returns releases beside the weights.
+    """
+
+    units: NDArray
+    fetch: Callable[[NDArray], tuple[Tensor, ...]]
+    losses: Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
+    optimiser: torch.optim.Optimizer
+    before_step: Callable[[int], None] = lambda step: None
+    finish: Callable[[nn.Module], tuple[Release, ...]] = lambda model: ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """What a task can promise to a privacy plan, and what stands against one.
+
+    ``units``: the units that its private training can protect. ``normalisation``: of its network ("batch" where batch
+    statistics are computed in training). ``coupling``: losses whose value for one record depends on others of the
+    batch. ``releases``: kinds that leave beside the weights, if the strategy asks for them. ``steps``: local optimiser
+    steps of a round, where they are the same for all clients (0: they depend on the data).
+    """
+
+    units: frozenset[Unit] = frozenset({Unit.CLIENT})
+    normalisation: str = ""
+    coupling: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +93,7 @@ class Round:
 
     ``number`` counts from 1. ``config`` holds the scalars that the strategy sent (``proximal-mu``, ...).
     ``received`` holds the extra arrays it sent, by record name. ``reference`` holds the weights as received,
-    by state-dict name: do not write to them.
+    by state-dict name: do not write to them. ``plan`` is the privacy plan of the run.
     """
 
     number: int
@@ -60,6 +104,7 @@ class Round:
     config: Mapping[str, Any]
     received: Mapping[str, Mapping[str, NDArray]]
     reference: Mapping[str, NDArray]
+    plan: Plan = field(default_factory=Plan.none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +155,29 @@ class Task(ABC, Generic[Data]):
     @abstractmethod
     def train(self, model: nn.Module, data: Data, round: Round) -> Update:
         """Train ``model`` in place on ``data`` for one round."""
+
+    def private(self, model: nn.Module, data: Data | None, round: Round) -> PrivateTraining:
+        """Return what private optimiser steps on ``data`` need; with None, of a client whose data cannot be used.
+
+        Called instead of :meth:`train` under a plan with noise on every step. Nothing about how many steps there are,
+        or what the optimiser does, may depend on the data.
+        """
+        raise ConfigError(f"{type(self).__name__}: has no private training; choose a plan with another mechanism")
+
+    def protection(self) -> Protection:
+        """Return what this task's settings promise to a privacy plan."""
+        return Protection()
+
+    def without(self, data: Data, subjects: frozenset[str]) -> Data:
+        """Return ``data`` without the records of these subjects: what a client would have had if they had stayed away.
+
+        For audits, which train on neighbouring data sets.
+        """
+        raise ConfigError(f"{type(self).__name__}: cannot leave subjects out, so membership cannot be audited")
+
+    def subjects(self) -> Mapping[str, Sequence[str]]:
+        """Return the clients on which each subject has records; empty where that is not known. For simulations only."""
+        return {}
 
     def evaluate(self, model: nn.Module, data: Data, round: Round) -> tuple[int, Metrics]:
         """Return (number of records, metrics) of ``model`` on the client's own held-out data."""

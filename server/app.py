@@ -46,7 +46,8 @@ class Evaluator(Protocol):
 class Assignment:
     """Everything the server needs for one run.
 
-    ``settings``: the task's settings as JSON, sent to clients as they are. ``folder``: where checkpoints go (None: none
+    ``settings``: the task's settings as JSON, sent to clients as they are, and so is ``plan``, the privacy plan ("":
+    none). ``run`` names this run in the ledgers of its clients. ``folder``: where checkpoints go (None: none
     are written). ``evaluate_every``: rounds between two evaluations; the last round is always evaluated.
     ``on_round`` is called after each round, before its checkpoint is written. What it returns (JSON values) is kept in
     that checkpoint under ``record``; what it writes elsewhere may be one round ahead of the checkpoint, never behind.
@@ -63,6 +64,8 @@ class Assignment:
     evaluate_every: int = 1
     folder: Path | None = None
     on_round: Callable[["RoundReport"], Any] = lambda report: None
+    run: str = ""
+    plan: str = ""
 
     @property
     def seeds(self) -> SeedTree:
@@ -200,6 +203,7 @@ def _config(assignment: Assignment) -> ConfigRecord:
         "seed": assignment.seed,
         "rounds": assignment.rounds,
     }
+    values |= {key: value for key, value in (("run", assignment.run), ("plan", assignment.plan)) if value}
     return ConfigRecord(values)
 
 

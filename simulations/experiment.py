@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from cloister.config import Config
 from cloister.errors import ConfigError
@@ -33,14 +33,48 @@ class EngineConfig(Config):
     site_of: dict[str, str] = Field(default_factory=dict)
 
 
+class SeriesConfig(Config):
+    """One curve of a sweep: overrides that hold for all its points, and one key that takes several ``values``.
+
+    Without ``values`` it is a single point.
+    """
+
+    name: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    vary: str = ""
+    values: tuple[bool | int | float | str, ...] = ()
+
+    @model_validator(mode="after")
+    def _key_and_values(self) -> Self:
+        if bool(self.vary) != bool(self.values):
+            raise ValueError("give vary (a key) and values together, or neither")
+        return self
+
+
+class SweepConfig(Config):
+    """Points of an experiment and how they are shown.
+
+    ``x``: "epsilon" (what was claimed) or the key that is varied; ``y``: metrics, one figure each. ``audits`` are run
+    on every point.
+    """
+
+    title: str = ""
+    x: str
+    y: tuple[str, ...]
+    logarithmic: bool = False
+    audits: tuple[str, ...] = ()
+    series: tuple[SeriesConfig, ...] = Field(min_length=1)
+
+
 class Experiment(Config):
     """A resolved experiment: exactly what is needed to run it again.
 
-    ``settings`` belong to the task and ``evaluation`` to the evaluator, which validate them. ``baselines`` maps a name
-    to the overrides that turn this experiment into that baseline; ``selection`` holds the overrides under which each
-    round is also evaluated on people of the source data, to choose a round by (empty: not done). ``data`` is the
-    folder of the data set; where it is empty, the ``world`` of that name is made. ``evaluate_every``: rounds between
-    two evaluations (0: only the last). ``tracking``: also log to "tensorboard".
+    ``settings`` belong to the task, ``evaluation`` to the evaluator and ``plan`` to the privacy plan, which validate
+    them. ``baselines`` maps a name to the overrides that turn this experiment into that baseline; ``selection`` holds
+    the overrides under which each round is also evaluated on people of the source data, to choose a round by (empty:
+    not done). ``data`` is the folder of the data set; where it is empty, the ``world`` of that name is made.
+    ``evaluate_every``: rounds between two evaluations (0: only the last). ``tracking``: also log to "tensorboard".
+    ``sweep``: settings at which the experiment is run, instead of once.
     """
 
     name: str
@@ -57,9 +91,11 @@ class Experiment(Config):
     engine: EngineConfig = EngineConfig()
     settings: dict[str, Any] = Field(default_factory=dict)
     strategy: StrategyConfig
+    plan: dict[str, Any] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
     selection: dict[str, Any] = Field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sweep: SweepConfig | None = None
     _origin: Origin = PrivateAttr(default=Origin())
 
     @field_validator("name")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,19 @@ from typing import Any
 from rich.console import Console
 
 from cloister.clients.app import load_task
+from cloister.clients.policy import SIMULATION
 from cloister.clients.task import Task
 from cloister.errors import ConfigError, DataError
 from cloister.models.spec import check_groups
+from cloister.privacy.plan import Plan
 from cloister.randomness import SeedTree
 from cloister.server.app import Assignment, Evaluator, RoundReport
-from cloister.simulations import evaluators, tracking, worlds
+from cloister.simulations import evaluators, planning, sweep, tracking, worlds
 from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.origin import under
 from cloister.strategies.base import BaseStrategy
+from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.registry import build
 
 
@@ -33,12 +37,13 @@ class Prepared:
     clients: tuple[str, ...]
     settings: str
     evaluator: Evaluator | None
+    plan: Plan
 
-    def assignment(self, folder: Path | None, on_round: Callable[[RoundReport], Any]) -> Assignment:
-        """Return what the server needs to run this experiment with checkpoints in ``folder``.
+    def strategy(self, privacy: CentralPrivacy | None = None) -> BaseStrategy:
+        """Return the experiment's strategy for its model; ``privacy`` is the server's part of a central plan.
 
         Raises :class:`ConfigError` for a strategy that does not fit the task, its model or the number of its clients,
-        and ``WeightsError`` for initial weights that do not fit the model.
+        ``WeightsError`` for initial weights that do not fit the model, and ``PlanError`` for a plan that does not hold.
         """
         experiment = self.experiment
         seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)
@@ -53,26 +58,46 @@ class Prepared:
             seeds=seeds,
             rows=spec.rows(),
             truth=self.task.truth(seeds),
+            privacy=privacy,
         )
         _check_cohort(strategy, len(self.clients))
         self.task.check_strategy(strategy.scalars())
+        planning.check(self.plan, experiment, self.task, strategy)
+        return strategy
+
+    def assignment(
+        self,
+        folder: Path | None,
+        on_round: Callable[[RoundReport], Any],
+        *,
+        run: str = "",
+        books: Path | None = None,
+    ) -> Assignment:
+        """Return what the server needs to run this experiment with checkpoints in ``folder``.
+
+        ``run`` names the run in ledgers; ``books`` is where the server keeps its own, under a plan in which it adds
+        the noise. Raises what :meth:`strategy` raises.
+        """
+        experiment = self.experiment
         return Assignment(
             experiment=experiment.name,
             seed=experiment.seed,
             rounds=experiment.rounds,
             task=experiment.task,
             settings=self.settings,
-            spec=spec,
-            strategy=strategy,
+            spec=self.task.spec,
+            strategy=self.strategy(planning.central_privacy(self.plan, books, run, experiment.task)),
             evaluator=self.evaluator,
             evaluate_every=experiment.evaluate_every,
             folder=folder,
             on_round=on_round,
+            run=run,
+            plan=planning.as_text(self.plan, experiment.plan),
         )
 
     def nodes(self, state: Path | None) -> Nodes:
         """Return the clients as nodes; ``state`` is the folder under which each has its private memory."""
-        common = {"data": str(self.data), **({"state": str(state.resolve())} if state else {})}
+        common = {"data": str(self.data), "policy": SIMULATION, **({"state": str(state.resolve())} if state else {})}
         sites = self.experiment.engine.site_of
         return Nodes(names=self.clients, config=common, site=lambda name: sites.get(name, ""))
 
@@ -84,23 +109,30 @@ def ready(experiment: Experiment, *, console: Console) -> Prepared:
     Raises :class:`ConfigError` that names the file, the override and the key, ``DataError`` or ``WeightsError``.
     """
     with experiment.origin.named():
-        check(experiment)
-        baselines = {f"baselines.{name}": experiment.baseline(name) for name in experiment.baselines}
-        others = {table: each for table, each in baselines.items() if not each.same_run(experiment)}
-        for table, each in others.items():
-            with under(table):
+        runs = _runs(experiment)
+        for table, each in runs.items():
+            with under(table) if table else nullcontext():
                 check(each)
-        prepared = _startable(experiment, console)
-        for table, each in others.items():
-            with under(table):
-                _startable(each, console)
-    return prepared
+        prepared = []
+        for table, each in runs.items():
+            with under(table) if table else nullcontext():
+                prepared.append(prepare(each, console=console))
+                prepared[-1].strategy()
+    return prepared[0]
 
 
-def _startable(experiment: Experiment, console: Console) -> Prepared:
-    prepared = prepare(experiment, console=console)
-    prepared.assignment(None, lambda done: None)
-    return prepared
+def _runs(experiment: Experiment) -> dict[str, Experiment]:
+    """Return everything that will be run, by the table that it comes from: the experiment, or its sweep's points."""
+    alone = {"": experiment}
+    if experiment.sweep is not None:
+        alone = {f"sweep.{point.name}": point.experiment for point in sweep.settings(experiment)}
+    runs = dict(alone)
+    for table, each in alone.items():
+        for name in each.baselines:
+            baseline = each.baseline(name)
+            if not baseline.same_run(each):
+                runs[".".join(filter(None, (table, "baselines", name)))] = baseline
+    return runs
 
 
 def check(experiment: Experiment) -> None:
@@ -130,6 +162,7 @@ def prepare(experiment: Experiment, *, console: Console | None = None) -> Prepar
         clients=tuple(task.clients()),
         settings=settings,
         evaluator=evaluators.make(experiment, task.resolved(), data),
+        plan=planning.plan_of(experiment, task),
     )
 
 

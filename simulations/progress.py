@@ -1,6 +1,6 @@
 """What a person sees on the terminal while a run goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -61,3 +61,15 @@ class Display:
         yield bar
         if not self._console.is_terminal:
             self._console.print(f"{name}: {rounds} rounds done")
+
+    @contextmanager
+    def steps(self, name: str, count: int) -> Iterator[Callable[[str], None]]:
+        """Show a bar of ``count`` steps; the function takes one, and shows its name."""
+        task = self._progress.add_task(name, total=count, metrics="")
+
+        def done(what: str) -> None:
+            self._progress.update(task, advance=1, metrics=what)
+            if not self._console.is_terminal:
+                self._console.print(f"{name}: {what} done")
+
+        yield done

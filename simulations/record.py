@@ -84,6 +84,26 @@ class Privacy(Entry):
     audits: list[dict[str, JsonValue]] = Field(default_factory=list)
 
 
+class Point(Entry):
+    """One run of a sweep: its series, its place on the x axis, everything measured; ``folder`` lies in the run's."""
+
+    series: str
+    name: str
+    x: Number = None
+    metrics: Metrics = Field(default_factory=dict)
+    folder: str = ""
+
+
+class Sweep(Entry):
+    """Runs of one experiment at several settings: ``y`` metrics over ``x``, one curve per series."""
+
+    title: str = ""
+    x: str = ""
+    y: list[str] = Field(default_factory=list)
+    logarithmic: bool = False
+    points: list[Point] = Field(default_factory=list)
+
+
 class Traffic(Entry):
     """Bytes of one client, by release kind: ``up`` from the client to the server, ``down`` back."""
 
@@ -168,6 +188,7 @@ class RunRecord(Entry):
     baselines: dict[str, Metrics] = Field(default_factory=dict)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     privacy: Privacy = Field(default_factory=Privacy)
+    sweep: Sweep | None = None
     traffic: dict[str, Traffic] = Field(default_factory=dict)
     deviations: list[Deviation] = Field(default_factory=list)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cloister.clients.gate import LOG_NAME
+from cloister.clients.site import LOG_NAME
 from cloister.clients.task import Task
 from cloister.flower import views
 from cloister.server.app import Finish, RoundReport, Scores, load_arrays

@@ -13,7 +13,7 @@ from cloister.errors import RunError
 from cloister.simulations import report_pictures as pictures
 from cloister.simulations import report_views as views
 from cloister.simulations.record import Number, RunRecord, traffic_totals, write_whole
-from cloister.simulations.report_curves import learning, metric_points, stage_times
+from cloister.simulations.report_curves import learning, metric_points, stage_times, sweep_curves
 from cloister.simulations.report_figures import Figure, Series, curves
 from cloister.simulations.report_words import (
     bytes_text,
@@ -72,6 +72,8 @@ def render(run: Path) -> str:
         results=views.result_table(record),
         other=views.other_metrics(record),
         figures=learning(record),
+        sweep_figures=sweep_curves(record.sweep) if record.sweep else [],
+        points=views.point_table(record),
         strips=[pictures.strip(run, retrieval) for retrieval in record.evaluation.retrievals],
         matrices=[pictures.matrix(name, scores) for name, scores in record.evaluation.camera_matrix.items()],
         clients=views.client_table(record),

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from cloister.simulations.record import RunRecord
+from cloister.simulations.record import RunRecord, Sweep
 from cloister.simulations.report_figures import MOST_LINES, Figure, Series, band, curves, stages
 from cloister.simulations.report_views import headline_metrics
 from cloister.simulations.report_words import (
+    axis_label,
     baseline_label,
     baseline_order,
     is_fraction,
@@ -95,3 +96,45 @@ def metric_points(record: RunRecord, name: str) -> list[tuple[float, float]]:
     """Return (round, value) of every round that has the metric."""
     pairs = ((entry.round, entry.metrics.get(name)) for entry in record.rounds)
     return [(number, value) for number, value in pairs if value is not None]
+
+
+def sweep_curves(sweep: Sweep) -> list[Figure]:
+    """Return one figure per metric of a sweep: a line per series; a series without a place on the axis is a level."""
+    figures = []
+    for index, name in enumerate(sweep.y):
+        lines = [
+            line for series in dict.fromkeys(it.series for it in sweep.points) if (line := _line(sweep, series, name))
+        ]
+        if not lines:
+            continue
+        what = f"{metric_label(name)} against {axis_label(sweep.x)}"
+        last = "; ".join(f"{line.label}: {line.note}" for line in lines)
+        figures.append(
+            curves(
+                f"sweep-{index}",
+                lines,
+                caption=what,
+                alternative=f"{what}. {last}",
+                unit=metric_label(name),
+                percent=is_fraction(name),
+                across=axis_label(sweep.x),
+                logarithmic=sweep.logarithmic,
+            )
+        )
+    return figures
+
+
+def _line(sweep: Sweep, series: str, name: str) -> Series | None:
+    values = [
+        (it.x, value) for it in sweep.points if it.series == series and (value := it.metrics.get(name)) is not None
+    ]
+    placed = sorted((x, value) for x, value in values if x is not None)
+    if placed:
+        return Series(
+            label=series, points=placed, note=" → ".join(metric_text(name, y) for _, y in (placed[0], placed[-1]))
+        )
+    return (
+        Series(label=series, points=[(0, values[0][1])], note=metric_text(name, values[0][1]), level=True)
+        if values
+        else None
+    )

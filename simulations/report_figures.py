@@ -83,9 +83,20 @@ class Figure:
 
 @matplotlib.rc_context(_STYLE)
 def curves(
-    name: str, series: Sequence[Series], *, caption: str, alternative: str, unit: str, percent: bool = False
+    name: str,
+    series: Sequence[Series],
+    *,
+    caption: str,
+    alternative: str,
+    unit: str,
+    percent: bool = False,
+    across: str = "",
+    logarithmic: bool = False,
 ) -> Figure:
-    """Return line plots of ``series`` over rounds. ``name`` is unique in its page; ``unit`` labels the y axis."""
+    """Return line plots of ``series`` over rounds, or over what ``across`` names, each point then marked.
+
+    ``name`` is unique in its page; ``unit`` labels the y axis.
+    """
     figure, axes = _blank()
     keys = []
     for index, line in enumerate(series):
@@ -94,11 +105,15 @@ def curves(
             dash = (2, 2)
             axes.axhline(line.points[0][1], color=_SERIES[colour], linewidth=1.2, dashes=dash)
         elif line.points:
-            across, up = zip(*line.points, strict=True)
-            marker = "o" if len(across) == 1 else ""
-            axes.plot(across, up, color=_SERIES[colour], dashes=dash or (None, None), marker=marker, markersize=4)
+            places, up = zip(*line.points, strict=True)
+            marker = "o" if len(places) == 1 or across else ""
+            axes.plot(places, up, color=_SERIES[colour], dashes=dash or (None, None), marker=marker, markersize=4)
         keys.append(Key(label=line.label, note=line.note, colour=colour + 1, dash=_dash(dash)))
     _axes(axes, unit, percent)
+    if across:
+        axes.set_xlabel(across)
+        axes.set_xscale("log" if logarithmic else "linear")
+        axes.margins(x=0.05)
     return Figure(svg=_svg(figure, name, alternative), caption=caption, keys=keys)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cloister.simulations.record import Metrics, Number, RunRecord
 from cloister.simulations.report_words import (
+    axis_label,
     baseline_label,
     baseline_order,
     bytes_text,
@@ -116,6 +117,23 @@ def traffic_table(record: RunRecord) -> Table:
         rows.append(Row(name="All clients", cells=_byte_cells(_sums(counts.values())), strong=True))
     columns = [f"↑ {release_label(kind)}" for kind in up] + [f"↓ {release_label(kind)}" for kind in down]
     return Table(columns=[*columns, "total"], rows=rows)
+
+
+def point_table(record: RunRecord) -> Table:
+    """Return every point of a sweep with what is plotted of it."""
+    sweep = record.sweep
+    if sweep is None:
+        return Table(columns=[], rows=[])
+    names = [name for name in sweep.y if any(name in point.metrics for point in sweep.points)]
+    rows = [
+        Row(
+            name=point.name,
+            note=point.folder,
+            cells=["–" if point.x is None else f"{point.x:.4g}", *_cells(names, point.metrics)],
+        )
+        for point in sweep.points
+    ]
+    return Table(columns=[axis_label(sweep.x), *(metric_label(name) for name in names)], rows=rows)
 
 
 def stage_table(record: RunRecord) -> Table:

@@ -25,6 +25,7 @@ _BASELINES = {
     "pooled": ("Pooled", "all images in one place, no isolation"),
 }
 _RELEASES = {"arrays": "weights"}
+_AXES = {"epsilon": "ε claimed"}
 _DIRECTIONS = {
     "ir2rgb": "infrared query, visible gallery",
     "rgb2ir": "visible query, infrared gallery",
@@ -109,3 +110,8 @@ def time_text(moment: str) -> str:
 def count_text(count: int | None) -> str:
     """Return an integer with thousands separated by a narrow space, a dash for none."""
     return "–" if count is None else f"{count:,}".replace(",", "\u202f")
+
+
+def axis_label(key: str) -> str:
+    """Return what a sweep varies as a reader knows it: the last part of a setting's key."""
+    return _AXES.get(key, key.rpartition(".")[2].replace("_", " "))

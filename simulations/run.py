@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from cloister.errors import QuorumError, RunError
 from cloister.server import checkpoint
 from cloister.server.app import Finish, RoundReport, Scores, serve
 from cloister.server.evaluation.selection import PREFIX
-from cloister.simulations import recording, report
+from cloister.simulations import recording, report, sweep
 from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
@@ -103,7 +104,10 @@ def _execute(prepared: Prepared, folder: Path, known: RunRecord | None, console:
     record = known or _new_record(prepared)
     record.save(folder)
     with Display(console) as display:
-        if not record.final:
+        if experiment.sweep is not None:
+            sweep.execute(experiment, folder, record, _run_point, display)
+            record.save(folder)
+        elif not record.final:
             finish, scores = _train(prepared, folder, record, display)
             recording.finish(record, folder, prepared, finish, scores)
             record.save(folder)
@@ -153,13 +157,29 @@ def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord
 
 
 def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Finish:
-    assignment = prepared.assignment(folder / "checkpoints", on_round)
+    assignment = prepared.assignment(folder / "checkpoints", on_round, run=run_id(folder), books=folder / "server")
     with open_grid(prepared.experiment.engine, prepared.nodes(folder / "clients")) as grid:
         try:
             return serve(grid, assignment)
         except QuorumError as error:
             logs = recording.client_logs(folder / "clients")
             raise QuorumError(f"{error.args[0]}\n{logs}" if logs else str(error.args[0])) from error
+
+
+def _run_point(experiment: Experiment, folder: Path) -> RunRecord:
+    """Run one point of a sweep, or finish one that was interrupted. The sweep's own display is the only one."""
+    quiet = Console(quiet=True)
+    if (folder / EXPERIMENT_FILE).is_file():
+        return resume(folder, console=quiet)
+    return run(experiment, folder, console=quiet)
+
+
+def run_id(folder: Path) -> str:
+    """Return the name by which ledgers know the run in ``folder``: drawn once, kept in a file."""
+    path = folder / "run.id"
+    if not path.is_file():
+        write_whole(path, uuid.uuid4().hex.encode())
+    return path.read_text()
 
 
 def _new_record(prepared: Prepared) -> RunRecord:

@@ -21,7 +21,7 @@ from cloister.strategies.config import (
     FedYogiConfig,
     StrategyConfig,
 )
-from cloister.strategies.fold import Fold, MeanFold, trainable
+from cloister.strategies.fold import Fold, trainable
 from cloister.strategies.quiet import quiet_flower
 from cloister.strategies.validation import Reply
 
@@ -33,9 +33,7 @@ class ServerOptimiser(BaseStrategy):
 
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the weighted mean, followed by the optimiser's step."""
-        return _StepFold(
-            arrays, trainable(self.groups, arrays), MeanFold(arrays, self.pooled, self.weigh), self._step, number
-        )
+        return _StepFold(arrays, trainable(self.groups, arrays), self.mean(number, arrays), self._step, number)
 
     @abstractmethod
     def _step(self, number: int, current: Mapping[str, NDArray], mean: Mapping[str, NDArray]) -> dict[str, NDArray]:
@@ -43,9 +41,7 @@ class ServerOptimiser(BaseStrategy):
 
 
 class _StepFold(Fold):
-    def __init__(
-        self, current: Mapping[str, NDArray], stepped: list[str], mean: MeanFold, step: Step, number: int
-    ) -> None:
+    def __init__(self, current: Mapping[str, NDArray], stepped: list[str], mean: Fold, step: Step, number: int) -> None:
         self._current, self._stepped, self._mean, self._step, self._number = current, stepped, mean, step, number
 
     def add(self, reply: Reply) -> None:

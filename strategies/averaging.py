@@ -8,7 +8,7 @@ from cloister.flower import NDArray
 from cloister.models.spec import Group
 from cloister.strategies.base import BaseStrategy
 from cloister.strategies.config import FedNovaConfig, FedProxConfig, FedRCLConfig, MoonConfig, StrategyConfig
-from cloister.strategies.fold import Fold, MeanFold, Pairs, Weigh, WeightedSum
+from cloister.strategies.fold import Fold, Pairs, Weigh, WeightedSum
 from cloister.strategies.validation import Reply
 
 
@@ -16,8 +16,8 @@ class FedAvg(BaseStrategy):
     """New model = old model + weighted mean of the clients' changes (McMahan et al., AISTATS 2017)."""
 
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
-        """Return the weighted mean."""
-        return MeanFold(arrays, self.pooled, self.weigh)
+        """Return the weighted mean, or the noisy one of a central privacy plan."""
+        return self.mean(number, arrays)
 
 
 class FedProx(FedAvg):

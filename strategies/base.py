@@ -8,7 +8,7 @@ Flower ``Grid`` can be driven by :meth:`BaseStrategy.start`, and Flower's own lo
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,12 @@ from cloister.flower import NDArray, array_record, views
 from cloister.models.spec import Group
 from cloister.randomness import SeedTree
 from cloister.strategies import loop
-from cloister.strategies.cohort import Cohort, assemble
-from cloister.strategies.config import StrategyConfig
+from cloister.strategies.cohort import Cohort, assemble, draw
+from cloister.strategies.config import LimitsConfig, StrategyConfig
 from cloister.strategies.exchange import Exchange
-from cloister.strategies.fold import Fold, Pairs, check_model, finite, variances
+from cloister.strategies.fold import Fold, MeanFold, Pairs, check_model, finite, variances
 from cloister.strategies.inbox import Inbox
+from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.quorum import ending, shortfall
 from cloister.strategies.rounds import RoundResult, StrategyResult, Traffic, means
 from cloister.strategies.validation import EvaluationRules, Reply, ReplyRules, sizes
@@ -75,19 +76,21 @@ class BaseStrategy(Strategy):
         pooled: Pairs = (),
         seeds: SeedTree,
         exchanges: tuple[Exchange, ...] = (),
+        privacy: CentralPrivacy | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Serve a model whose state-dict entries have these ``groups``.
 
-        ``pooled``: (mean, variance) buffer names averaged as moments. ``clock`` gives seconds, ``sleep`` waits for
-        some; tests inject both.
+        ``pooled``: (mean, variance) buffer names averaged as moments. ``privacy``: the server's part of a plan in which
+        the server adds the noise. ``clock`` gives seconds, ``sleep`` waits for some; tests inject both.
         """
         self.config = config
         self.groups = dict(groups)
         self.pooled = pooled
         self.seeds = seeds
         self.exchanges = exchanges
+        self.privacy = privacy
         self.void_rounds = 0
         self.clock, self.sleep = clock, sleep
         self._open: OpenRound | None = None
@@ -126,6 +129,12 @@ class BaseStrategy(Strategy):
         """Return a reply's weight in averages, as ``config.weighting`` says."""
         return _WEIGHTS[self.config.weighting](reply.examples)
 
+    def mean(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
+        """Return the mean of round ``number``: the weighted one, or the noisy one of a central privacy plan."""
+        if self.privacy is not None:
+            return self.privacy.fold(number, arrays, self.groups)
+        return MeanFold(arrays, self.pooled, self.weigh)
+
     # Checkpoint and resume
 
     def state(self) -> StrategyState:
@@ -133,7 +142,10 @@ class BaseStrategy(Strategy):
         arrays = {f"rule/{name}": values for name, values in self.memory().items()}
         for index, exchange in enumerate(self.exchanges):
             arrays |= {f"{index}/{name}": values for name, values in exchange.state().items()}
-        values = {"strategy": self.config.name, "void_rounds": self.void_rounds}
+        values: dict[str, Any] = {"strategy": self.config.name, "void_rounds": self.void_rounds}
+        if self.privacy is not None:
+            secret, values["privacy"] = self.privacy.state()
+            arrays |= {f"privacy/{name}": array for name, array in secret.items()}
         return StrategyState(arrays={name: array.copy() for name, array in arrays.items()}, values=values)
 
     def restore(self, state: StrategyState) -> None:
@@ -151,6 +163,8 @@ class BaseStrategy(Strategy):
         self.remember(parts.get("rule", {}))
         for index, exchange in enumerate(self.exchanges):
             exchange.restore(parts.get(str(index), {}))
+        if self.privacy is not None:
+            self.privacy.restore(parts.get("privacy", {}), state.values["privacy"])
         self.void_rounds = int(state.values["void_rounds"])
 
     # Flower's interface
@@ -161,11 +175,13 @@ class BaseStrategy(Strategy):
         """Draw the round's cohort and return one message per client, in canonical order."""
         current = views(arrays)
         check_model(self.groups, current)
-        cohort = self._draw(grid, server_round, "cohort", self.config.fraction, self.config.cohort_size)
+        cohort = self._cohort(grid, server_round)
         fold = self.open_fold(server_round, current)
         inbox = self._open_inbox(cohort, arrays, fold)
         releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
-        record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **self.scalars()})
+        bound = {} if self.privacy is None else {"clip-bound": self.privacy.bound}
+        scalars = {**self.scalars(), **bound}
+        record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **scalars})
         contents: dict[str, RecordDict] = {}
         for client in cohort.clients:
             content = RecordDict({"arrays": self.payload(client.name, arrays), "config": record})
@@ -317,7 +333,7 @@ class BaseStrategy(Strategy):
             measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
             variances=variances(self.groups, self.pooled) & set(current),
             sent=lambda client: self.payload(client, arrays),
-            limits=self.config.limits,
+            limits=self._limits(),
             extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
             steps=self.needs_steps,
         )
@@ -331,10 +347,16 @@ class BaseStrategy(Strategy):
 
         return Inbox(cohort, rules.read, take)
 
+    def _limits(self) -> LimitsConfig:
+        limits = self.config.limits
+        return limits if self.privacy is None else limits.model_copy(update={"max_norm": self.privacy.most})
+
     def _void_reason(self, opened: OpenRound) -> str:
         cohort, inbox = opened.cohort, opened.inbox
         asked = self.config.cohort_size or cohort.asked
         required = self.config.quorum.required(asked, self.least_replies())
+        if self.privacy is not None:  # whether a round counts must not depend on who took part
+            required = int(bool(cohort.problem))
         failures = {name: outcome.reason for name, outcome in inbox.outcomes.items() if not outcome.accepted}
         for name, reason in failures.items():
             _LOG.info("round %d: client %s is left out: %s", opened.number, name, reason)
@@ -348,17 +370,23 @@ class BaseStrategy(Strategy):
         _LOG.warning("%s", void)
         return void
 
+    def _cohort(self, grid: Grid, number: int) -> Cohort:
+        privacy, size = self.privacy, self.config.cohort_size
+        if privacy is None:
+            return self._draw(grid, number, "cohort", self.config.fraction, size)
+
+        def choose(ids: Sequence[int]) -> Cohort:
+            return privacy.draw(grid, ids, number, size or round(self.config.fraction * len(ids)))
+
+        return assemble(grid, self.config.quorum, choose, size=None, clock=self.clock, sleep=self.sleep)
+
     def _draw(self, grid: Grid, number: int, purpose: str, fraction: float, size: int | None) -> Cohort:
         generator = self.seeds.numpy(purpose=purpose, round=number)
-        return assemble(
-            grid,
-            self.config.quorum,
-            fraction=fraction,
-            size=size,
-            generator=generator,
-            clock=self.clock,
-            sleep=self.sleep,
-        )
+
+        def choose(ids: Sequence[int]) -> Cohort:
+            return draw(grid, ids, fraction=fraction, size=size, generator=generator)
+
+        return assemble(grid, self.config.quorum, choose, size=size, clock=self.clock, sleep=self.sleep)
 
     @staticmethod
     def _messages(cohort: Cohort, contents: Mapping[str, RecordDict], kind: str, number: int) -> list[Message]:

@@ -43,16 +43,16 @@ class Cohort:
 def assemble(
     grid: Grid,
     quorum: QuorumConfig,
+    choose: Callable[[Sequence[int]], Cohort],
     *,
-    fraction: float,
     size: int | None,
-    generator: np.random.Generator,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> Cohort:
-    """Draw a cohort as soon as enough nodes are online, or with those that are after ``quorum.online_s`` seconds.
+    """Let ``choose`` draw a cohort from the ids of the nodes online, as soon as there are enough of them.
 
-    With fewer than ``quorum.nodes`` online by then, the cohort is empty and says so.
+    After ``quorum.online_s`` seconds it draws from those that there are; with fewer than ``quorum.nodes`` online by
+    then, the cohort is empty and says so.
     """
     deadline = clock() + quorum.online_s
     ids = _online(grid)
@@ -62,7 +62,13 @@ def assemble(
     if len(ids) < quorum.nodes:
         problem = f"expected at least {quorum.nodes} nodes online within {quorum.online_s:g} s, found {len(ids)}"
         return Cohort(clients=(), pool=len(ids), problem=problem)
-    return draw(grid, ids, fraction=fraction, size=size, generator=generator)
+    return choose(ids)
+
+
+def pool_of(grid: Grid, ids: Sequence[int]) -> list[Client]:
+    """Return all nodes as clients, in canonical order."""
+    name_of = _names(grid)
+    return sorted(Client(name_of(node_id), node_id) for node_id in ids)
 
 
 def draw(

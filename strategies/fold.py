@@ -55,6 +55,10 @@ class WeightedSum:
         """Return the L2 norm of the sum."""
         return math.sqrt(sum(float(total.double().square().sum()) for total in self._sums.values()))
 
+    def totals(self) -> dict[str, NDArray]:
+        """Return the sums by name."""
+        return {name: total.numpy() for name, total in self._sums.items()}
+
     def moved(self, divisor: float) -> dict[str, NDArray]:
         """Return current + sum / divisor, by name. The sums are used up."""
         result: dict[str, NDArray] = {}

@@ -16,6 +16,7 @@ from cloister.strategies.exchange import Exchange
 from cloister.strategies.fold import Pairs
 from cloister.strategies.local_only import LocalOnly
 from cloister.strategies.matching import Truth
+from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.robust import CentredClipping, FLTrust, Robust
 from cloister.strategies.scaffold import Scaffold
 from cloister.strategies.uci import MatchedExchange
@@ -56,6 +57,7 @@ def build(
     seeds: SeedTree,
     rows: tuple[int, int] | None = None,
     truth: Truth | None = None,
+    privacy: CentralPrivacy | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BaseStrategy:
@@ -63,7 +65,8 @@ def build(
 
     ``rows``: (classes, width) of the model's class centres and head rows: what the configuration leaves open.
     ``truth(client, label)`` tells which person is behind a private label, where a simulation knows it: only for logging
-    how well identities are matched. Raises ConfigError for a model that the strategy cannot serve.
+    how well identities are matched. ``privacy``: the server's part of a plan in which the server adds the noise. Raises
+    ConfigError for a model that the strategy cannot serve.
     """
     config = _bounded(config, rows)
     return STRATEGIES[config.name](
@@ -72,6 +75,7 @@ def build(
         pooled=pooled,
         seeds=seeds,
         exchanges=_centre_exchange(config, groups, truth),
+        privacy=privacy,
         clock=clock,
         sleep=sleep,
     )

@@ -52,6 +52,10 @@ class CentreCollector:
         self._labels[self._size : end] = labels
         self._size = end
 
+    def records(self) -> tuple[Tensor, Tensor]:
+        """Return the features ``[n, D]`` and labels ``[n]`` that were added."""
+        return self._features[: self._size], self._labels[: self._size]
+
     def centres(self) -> tuple[Tensor, Tensor]:
         """Return :func:`class_centres` of what was added."""
         return class_centres(self._features[: self._size], self._labels[: self._size], self._settings.mrb_top_k)

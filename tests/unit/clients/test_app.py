@@ -14,6 +14,7 @@ from torch import nn
 from cloister.clients import app as client_app
 from cloister.clients.app import app, load_task
 from cloister.clients.camera import CameraTask
+from cloister.clients.policy import SIMULATION
 from cloister.clients.state import ClientState
 from cloister.clients.task import Release, Round, Task, Update
 from cloister.errors import ConfigError, WeightsError
@@ -126,7 +127,12 @@ def ask(
     content = RecordDict({"arrays": array_record(arrays or sent()), "config": record, **(extra or {})})
     message = Message(content, dst_node_id=9, message_type=kind)
     assign_id(message, "m1")
-    node = {"client": client, **({"state": str(state)} if state else {}), **({"data": str(data)} if data else {})}
+    node = {
+        "client": client,
+        "policy": SIMULATION,
+        **({"state": str(state)} if state else {}),
+        **({"data": str(data)} if data else {}),
+    }
     return app(message, Context(1, 9, node, RecordDict(), {}))
 
 
@@ -298,7 +304,10 @@ def test_a_message_without_a_configuration_is_refused() -> None:
     set_identity(run_id=1, node_id=1)
     message = Message(RecordDict({"arrays": array_record(sent())}), dst_node_id=9, message_type="train")
     assign_id(message, "m1")
-    assert app(message, Context(1, 9, {"client": "site0"}, RecordDict(), {})).error.code == ConfigError.code
+    assert (
+        app(message, Context(1, 9, {"client": "site0", "policy": SIMULATION}, RecordDict(), {})).error.code
+        == ConfigError.code
+    )
 
 
 @pytest.mark.parametrize(

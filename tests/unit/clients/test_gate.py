@@ -11,6 +11,7 @@ from flwr.common.serde import message_to_proto
 
 from cloister import errors
 from cloister.clients.gate import RELEASE_KINDS, gate
+from cloister.clients.policy import SIMULATION
 from cloister.errors import DataError, ReleaseError
 from cloister.flower import array_record, assign_id, set_identity
 
@@ -24,14 +25,17 @@ def weights(**more: np.ndarray) -> ArrayRecord:
 
 def asked(arrays: ArrayRecord | None = None) -> Message:
     set_identity(run_id=1, node_id=1)
-    content = {"arrays": weights() if arrays is None else arrays, "config": ConfigRecord({"server-round": 4})}
+    content = {
+        "arrays": weights() if arrays is None else arrays,
+        "config": ConfigRecord({"server-round": 4, "releases": ["centres", "control", "head"]}),
+    }
     message = Message(RecordDict(content), dst_node_id=9, message_type="train")
     assign_id(message, "m1")
     return message
 
 
 def context(**node: Any) -> Context:
-    return Context(1, 9, dict(node), RecordDict(), {})
+    return Context(1, 9, {"policy": SIMULATION, **node}, RecordDict(), {})
 
 
 def through(answer: Callable[[Message], Message], where: Context | None = None) -> Message:
@@ -54,15 +58,13 @@ def refused(answer: Callable[[Message], Message], tmp_path: Path) -> str:
 
 
 def test_a_clean_reply_passes_unchanged() -> None:
-    made: list[Message] = []
-
-    def answer(message: Message) -> Message:
-        extras = {kind: weights() for kind in RELEASE_KINDS - {"arrays", "metrics"}}
-        content = {"arrays": weights(), "metrics": MetricRecord({"loss": 0.5, "per-class": [0.1, 2.0]}), **extras}
-        made.append(Message(RecordDict(content), reply_to=message))
-        return made[0]
-
-    assert through(answer) is made[0]
+    extras = {kind: weights() for kind in RELEASE_KINDS - {"arrays", "metrics"}}
+    content = RecordDict(
+        {"arrays": weights(), "metrics": MetricRecord({"loss": 0.5, "per-class": [0.1, 2.0]}), **extras}
+    )
+    got = through(lambda message: Message(content, reply_to=message))
+    assert got.content == content
+    assert got.metadata.reply_to_message_id == "m1"
 
 
 def test_a_reply_of_metrics_alone_passes() -> None:
@@ -193,7 +195,7 @@ def test_an_apps_own_error_reply_loses_its_text(tmp_path: Path) -> None:
     got = through(
         lambda message: Message(Error(77, SECRET), reply_to=message), context(state=str(tmp_path), client="cam1")
     )
-    assert (got.error.code, got.error.reason) == (77, f"an error reply {BARE}")
+    assert (got.error.code, got.error.reason) == (ReleaseError.code, f"ReleaseError {BARE}")
     assert SECRET in (tmp_path / "cam1" / "errors.log").read_text()
 
 

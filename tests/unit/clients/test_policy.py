@@ -175,7 +175,7 @@ BROKEN = [
     (TEXT.replace("clip_ceiling = 1.0", "clip_ceiling = nan"), "clip_ceiling"),
     (TEXT.replace("clip_ceiling = 1.0", "clip_ceiling = 0"), "clip_ceiling"),
     (TEXT.replace("max_rounds = 50", "max_rounds = 50.0"), "max_rounds"),
-    (TEXT.replace('"subject"]', '"person"]'), "units.0"),
+    (TEXT.replace('"subject"]', '"person"]'), "units[0]"),
     (TEXT.replace('["camera"]', '"camera"'), "tasks"),
     (TEXT.replace('["camera"]', "[]"), "tasks"),
     (TEXT.replace(CODE, "abc"), "code_sha256"),

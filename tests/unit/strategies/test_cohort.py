@@ -2,13 +2,14 @@
 
 import time
 import tracemalloc
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cloister.strategies.cohort import Client, assemble, draw
+from cloister.strategies.cohort import Client, Cohort, assemble, draw
 from cloister.strategies.quorum import QuorumConfig
 
 
@@ -110,7 +111,11 @@ def test_it_waits_for_nodes_that_are_coming_online(lab: SimpleNamespace) -> None
         grid.names = dict(list(everyone.items())[: int(grid.now)])
 
     quorum = QuorumConfig(nodes=3, online_s=10.0)
-    cohort = assemble(grid, quorum, fraction=1.0, size=None, generator=generator(), clock=lambda: grid.now, sleep=sleep)
+
+    def choose(ids: Sequence[int]) -> Cohort:
+        return draw(grid, ids, fraction=1.0, size=None, generator=generator())
+
+    cohort = assemble(grid, quorum, choose, size=None, clock=lambda: grid.now, sleep=sleep)
     assert len(cohort.clients) == 3
     assert grid.now == pytest.approx(3.0)
 

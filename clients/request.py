@@ -1,0 +1,129 @@
+"""What one message asks of a client: read once, before anything is done."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+
+from cloister.clients.policy import code_digest
+from cloister.errors import ConfigError, PlanError
+from cloister.flower import dump
+from cloister.privacy.events import Relation, Unit
+from cloister.privacy.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One message as the site policy and the ledger see it.
+
+    ``kind``: "train" or "evaluate". ``run`` names the run, ``round`` counts from 1 to ``rounds``. ``kinds``: what the
+    client is asked to release. ``norm``: the clip bound in force (infinite where nothing is clipped). ``server``: who
+    the client is connected to, as the client itself knows it.
+    """
+
+    kind: str
+    task: str
+    run: str
+    round: int
+    rounds: int
+    plan: Plan
+    kinds: frozenset[str]
+    norm: float
+    server: str
+
+    @property
+    def unit(self) -> Unit:
+        """Who the plan protects."""
+        return self.plan.unit
+
+    @property
+    def relation(self) -> Relation:
+        """In what neighbouring data sets differ."""
+        return self.plan.relation
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise that the plan promises; 0 where it promises none."""
+        return self.plan.noise_multiplier if self.plan.noisy else 0.0
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the plan promises any noise."""
+        return self.plan.noisy
+
+    @property
+    def central(self) -> bool:
+        """Whether the server adds the noise, to updates that leave the client clipped and bare."""
+        return self.plan.central
+
+    @property
+    def code(self) -> str:
+        """SHA-256 of the code that would run."""
+        return code_digest()
+
+    @classmethod
+    def of(cls, message: Message, server: str) -> "Request":
+        """Return what ``message`` asks for; raises :class:`ConfigError` or :class:`PlanError` where that is unclear."""
+        config = config_of(message)
+        plan = plan_of(config)
+        kind = str(message.metadata.message_type).split(".")[0]
+        if kind not in ("train", "evaluate"):
+            raise ConfigError(f"message: expected one of type train or evaluate, found {kind!r}")
+        asked = frozenset(map(str, config.get("releases", ())))
+        number = int(config["server-round"])
+        return cls(
+            kind=kind,
+            task=str(config.get("task", "")),
+            run=str(config.get("run", "")),
+            round=number,
+            rounds=max(int(config.get("rounds", number)), number),
+            plan=plan,
+            kinds=frozenset({"metrics"}) if kind == "evaluate" else asked | {"arrays", "metrics"},
+            norm=_bound(plan, config),
+            server=server,
+        )
+
+
+def config_of(message: Message) -> dict[str, Any]:
+    """Return the message's ``config`` record; raises :class:`ConfigError` where there is none."""
+    record = message.content.get("config")
+    if not isinstance(record, ConfigRecord):
+        raise ConfigError("message: expected a ConfigRecord 'config', found none; the server must be Cloister's")
+    return dict(record)
+
+
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """Return the plan that a server sent; no plan is a plan that noises nothing."""
+    return _plan(str(config.get("plan", "{}")))
+
+
+def content_digest(message: Message) -> str:
+    """Return the SHA-256 of everything that a message holds."""
+    return hashlib.sha256(dump(message.content)).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _plan(text: str) -> Plan:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PlanError(f"plan in the message: expected JSON, found something else ({error})") from None
+    if not isinstance(values, dict):
+        raise PlanError(f"plan in the message: expected a table, found {type(values).__name__}")
+    return Plan.of(values, "plan in the message")
+
+
+def _bound(plan: Plan, config: Mapping[str, Any]) -> float:
+    if plan.clip is None:
+        return math.inf
+    if plan.clip.per_layer:
+        return math.hypot(*plan.clip.per_layer.values())
+    bound = float(config.get("clip-bound", plan.clip.bound))
+    if not (math.isfinite(bound) and bound > 0):
+        raise PlanError(f"clip-bound in the message: expected a positive number, found {bound}")
+    return bound

@@ -1,0 +1,110 @@
+"""A sweep: one experiment run at several settings, each a run of its own, and the curves that join them.
+
+An experiment with a ``[sweep]`` table trains nothing itself. Every point is an ordinary run under ``RUN/points/``, with
+its own record, report, ledgers and audits; the sweep's record holds what is plotted. A sweep that was interrupted goes
+on with the points that are missing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloister.errors import ConfigError
+from cloister.simulations.experiment import Experiment, SweepConfig, merge, parse_override, plain
+from cloister.simulations.progress import Display
+from cloister.simulations.record import Metrics, Point, RunRecord, Sweep
+
+RunPoint = Callable[[Experiment, Path], RunRecord]
+EPSILON = "epsilon"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One point before it is run: its series, the value that was varied, the experiment, and its folder's name."""
+
+    series: str
+    value: Any
+    experiment: Experiment
+    name: str
+
+
+def settings(experiment: Experiment) -> list[Setting]:
+    """Return every point of the sweep, in the order in which they are run.
+
+    Raises :class:`ConfigError` for two points of one name, or an override that the experiment does not take.
+    """
+    found = list(_settings(experiment, _sweep(experiment)))
+    names = [setting.name for setting in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"sweep: expected points of different names, found {twice} twice; name the series apart")
+    return found
+
+
+def execute(experiment: Experiment, folder: Path, record: RunRecord, run_point: RunPoint, display: Display) -> None:
+    """Run the points that are missing and put their results into the record, which is saved after each.
+
+    ``run_point(experiment, folder)`` runs, or finishes, one point and returns its record.
+    """
+    sweep = _sweep(experiment)
+    chosen = settings(experiment)
+    record.sweep = Sweep(x=sweep.x, y=list(sweep.y), logarithmic=sweep.logarithmic, title=sweep.title)
+    with display.steps("points", len(chosen)) as done:
+        for setting in chosen:
+            own = folder / "points" / setting.name
+            record.sweep.points.append(_point(setting, run_point(setting.experiment, own), sweep.x, folder, own))
+            record.save(folder)
+            done(setting.name)
+
+
+def _sweep(experiment: Experiment) -> SweepConfig:
+    if experiment.sweep is None:
+        raise ConfigError(f"experiment {experiment.name}: expected a [sweep], found none; run it as it is")
+    return experiment.sweep
+
+
+def _settings(experiment: Experiment, sweep: SweepConfig) -> Iterator[Setting]:
+    base = plain(experiment.model_dump(exclude={"sweep"}))
+    for series in sweep.series:
+        mine = merge(base, series.set)
+        for value in series.values or (None,):
+            over = {} if value is None else _override(series.vary, value)
+            name = series.name if value is None else f"{series.name}-{value}"
+            title = {"title": f"{experiment.title}: {name}"}  # the name stays, and with it every random draw
+            parsed = Experiment.parse({**merge(mine, over), **title}, f"sweep {name}")
+            yield Setting(series=series.name, value=value, experiment=parsed, name=name)
+
+
+def _override(key: str, value: Any) -> dict[str, Any]:
+    table = parse_override(f"{key}=0")
+    inner = table
+    *path, last = key.split(".")
+    for part in path:
+        inner = inner[part]
+    inner[last] = value
+    return table
+
+
+def _point(setting: Setting, record: RunRecord, x: str, folder: Path, own: Path) -> Point:
+    metrics: Metrics = dict(record.final)
+    claim = record.privacy.claims[0] if record.privacy.claims else {}
+    if isinstance(epsilon := claim.get(EPSILON), (int, float)):
+        metrics[EPSILON] = float(epsilon)
+    for audit in record.privacy.audits:
+        metrics |= {f"{audit['name']}.{key}": value for key, value in _numbers(audit).items()}
+    place = metrics.get(x) if x in metrics or x == EPSILON else setting.value
+    return Point(
+        series=setting.series,
+        name=setting.name,
+        x=float(place) if isinstance(place, (int, float)) else None,
+        metrics=metrics,
+        folder=str(own.relative_to(folder)),
+    )
+
+
+def _numbers(audit: dict[str, Any]) -> dict[str, float]:
+    """Return an audit's measurements: its lower bound, its rates, its other numbers."""
+    rates = {f"tpr@{rate}": value for rate, value in audit.get("tpr_at_fpr", {}).items()}
+    bound = {EPSILON: audit[EPSILON]} if audit.get(EPSILON) is not None else {}
+    return {**bound, **rates, **audit.get("numbers", {})}
