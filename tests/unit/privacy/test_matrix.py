@@ -140,6 +140,14 @@ def test_no_step_from_the_optimal_bands_is_better() -> None:
         assert loss(found + np.array([0, *step]), weights, separation=4, participations=16)[0] >= least - 1e-9
 
 
+def test_streamed_noise_by_hand() -> None:
+    # C = (2, 1, 1/2 on the diagonals) and Z = 2, 4, 6, 8: x = 1, 3/2, 2, 21/8, each from the two outputs before it.
+    factor, memory = Banded(4, (2.0, 1.0, 0.5)), np.zeros((2, 1))
+    noise = [factor.step(memory, round, lambda round=round: np.array([2.0 * round + 2])) for round in range(4)]  # type: ignore[misc]
+    assert np.concatenate(noise) == pytest.approx([1.0, 1.5, 2.0, 2.625])
+    assert memory[:, 0] == pytest.approx([2.0, 2.625])
+
+
 def test_one_band_is_independent_noise() -> None:
     assert banded(10, 1, separation=1, participations=10) == Banded(10, (1.0,))
 
