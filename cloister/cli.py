@@ -118,6 +118,29 @@ def export(
 
 
 @app.command()
+def audit(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    only: Annotated[list[str] | None, typer.Option("--only", help="An audit's name. Repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a finished run and set what was measured beside what was claimed; fails where a claim is disproved."""
+    _warm_up("local")
+    from cloister.simulations import auditing
+    from cloister.simulations import run as runner
+
+    found = runner.audit(run_folder, only or (), console=console)
+    if as_json:
+        show([result.values() for result in found])
+    else:
+        from cloister.simulations.summary import audit_table
+
+        Console().print(audit_table(found))
+        print(f"report: {(run_folder / 'report.html').resolve()}")
+    if auditing.contradicted(found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def experiments(as_json: Json = False) -> None:
     """List the experiments that come with Cloister."""
     from cloister.simulations import experiment
@@ -204,7 +227,6 @@ def _warm_up(engine: str) -> None:
 
 
 _LATER = {
-    "audit": "attacks on a finished run",
     "verify": "offline check of a run's transcript",
     "ledger": "a site's ledger: show, budget",
     "node": "central diffusion and MLLM nodes",

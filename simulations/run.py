@@ -5,7 +5,7 @@ import fcntl
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from cloister.errors import QuorumError, RunError
+from cloister.privacy.audits.result import AuditResult
+from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.server.app import Finish, RoundReport, Scores, serve
 from cloister.server.evaluation.selection import PREFIX
-from cloister.simulations import recording, report, sweep
+from cloister.simulations import auditing, recording, report, sweep
+from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
@@ -166,12 +169,37 @@ def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Fin
             raise QuorumError(f"{error.args[0]}\n{logs}" if logs else str(error.args[0])) from error
 
 
-def _run_point(experiment: Experiment, folder: Path) -> RunRecord:
-    """Run one point of a sweep, or finish one that was interrupted. The sweep's own display is the only one."""
+def audit(folder: Path, names: Sequence[str] = (), *, console: Console) -> list[AuditResult]:
+    """Attack the finished run in ``folder``, put what was found into its record and report, and return all of it.
+
+    ``names``: the audits to run; none: all that mean anything for the run. Audits that the record holds already are not
+    run again. Raises :class:`RunError` for a run that is not finished.
+    """
+    with _locked(folder):
+        prepared = ready(Experiment.load(str(folder / EXPERIMENT_FILE)), console=console)
+        record = RunRecord.load(folder)
+        if not record.final:
+            raise RunError(f"{folder}: expected a finished run, found no final evaluation; `cloister resume` it first")
+        experiment = prepared.experiment
+        seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)
+        victim = Victim(folder=folder, prepared=prepared, record=record, seeds=seeds)
+        found = auditing.audit(victim, names, console=console)
+        report.write(folder)
+    return found
+
+
+def _run_point(experiment: Experiment, folder: Path, audits: Sequence[str]) -> RunRecord:
+    """Run and audit one point of a sweep, or finish one that was interrupted; the sweep's own display is the only one.
+
+    Audits that mean nothing for the point are left out.
+    """
     quiet = Console(quiet=True)
-    if (folder / EXPERIMENT_FILE).is_file():
-        return resume(folder, console=quiet)
-    return run(experiment, folder, console=quiet)
+    known = (folder / EXPERIMENT_FILE).is_file()
+    record = resume(folder, console=quiet) if known else run(experiment, folder, console=quiet)
+    if audits:
+        audit(folder, audits, console=quiet)
+        return RunRecord.load(folder)
+    return record
 
 
 def run_id(folder: Path) -> str:

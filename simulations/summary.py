@@ -1,7 +1,10 @@
 """The table that ends a run on the terminal."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
+from cloister.privacy.audits.result import AuditResult
 from cloister.simulations.record import RunRecord
 
 _COLUMNS = {
@@ -30,3 +33,19 @@ def table(record: RunRecord) -> Table:
         ]
         result.add_row(label, *texts)
     return result
+
+
+def audit_table(results: Sequence[AuditResult]) -> Table:
+    """Return what was measured beside what was claimed, one row per audit."""
+    table = Table(title="audits")
+    for column in ("audit", "unit", "ε at least", "ε claimed", "delta", "verdict"):
+        table.add_column(column, justify="left" if column in ("audit", "unit", "verdict") else "right")
+    for result in results:
+        numbers = [_number(result.epsilon), _number(result.claimed), f"{result.delta:g}" if result.delta else "-"]
+        failed = "claim disproved" if result.claimed is not None else "attack succeeded"
+        table.add_row(result.name, str(result.unit), *numbers, "holds" if result.passed else failed)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -5,7 +5,7 @@ its own record, report, ledgers and audits; the sweep's record holds what is plo
 on with the points that are missing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cloister.simulations.experiment import Experiment, SweepConfig, merge, pars
 from cloister.simulations.progress import Display
 from cloister.simulations.record import Metrics, Point, RunRecord, Sweep
 
-RunPoint = Callable[[Experiment, Path], RunRecord]
+RunPoint = Callable[[Experiment, Path, Sequence[str]], RunRecord]
 EPSILON = "epsilon"
 
 
@@ -45,7 +45,7 @@ def settings(experiment: Experiment) -> list[Setting]:
 def execute(experiment: Experiment, folder: Path, record: RunRecord, run_point: RunPoint, display: Display) -> None:
     """Run the points that are missing and put their results into the record, which is saved after each.
 
-    ``run_point(experiment, folder)`` runs, or finishes, one point and returns its record.
+    ``run_point(experiment, folder, audits)`` runs and audits one point, or finishes it, and returns its record.
     """
     sweep = _sweep(experiment)
     chosen = settings(experiment)
@@ -53,7 +53,8 @@ def execute(experiment: Experiment, folder: Path, record: RunRecord, run_point: 
     with display.steps("points", len(chosen)) as done:
         for setting in chosen:
             own = folder / "points" / setting.name
-            record.sweep.points.append(_point(setting, run_point(setting.experiment, own), sweep.x, folder, own))
+            finished = run_point(setting.experiment, own, sweep.audits)
+            record.sweep.points.append(_point(setting, finished, sweep.x, folder, own))
             record.save(folder)
             done(setting.name)
 

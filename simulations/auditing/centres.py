@@ -1,0 +1,65 @@
+"""Linkage of the class centres that clients release, as the run's plan lets them out."""
+
+import numpy as np
+
+from cloister.errors import AuditError
+from cloister.flower import NDArray
+from cloister.privacy.audits.linkage import audit_centres
+from cloister.privacy.audits.result import AuditResult
+from cloister.privacy.events import Unit
+from cloister.privacy.local import noised_centres
+from cloister.privacy.noise import NoiseSource
+from cloister.privacy.plan import Plan
+from cloister.simulations.auditing.probe import probe_of
+from cloister.simulations.auditing.victim import Victim
+
+
+def centre_linkage(victim: Victim) -> list[AuditResult]:
+    """Search a gallery of one picture per person for the person of every centre that every client would release.
+
+    The gallery's pictures are held out: no centre is made of them. Features are those of the run's final model.
+    """
+    probe, model = probe_of(victim.prepared.task), victim.final_model()
+    records = [probe.records(client) for client in victim.prepared.clients]
+    features = np.concatenate([probe.embed(model, part) for part in records])
+    labels = np.concatenate([part.labels for part in records])
+    owners = np.repeat(np.arange(len(records)), [len(part.labels) for part in records])
+    gallery = _gallery(victim.rng("centre-linkage"), labels)
+    rest = np.setdiff1d(np.arange(len(labels)), gallery)
+    released = [
+        _centres(victim.plan, features[own], labels[own], int(labels.max()) + 1)
+        for client in range(len(records))
+        if len(own := rest[owners[rest] == client])
+    ]
+    centres, people = (np.concatenate(parts) for parts in zip(*released, strict=True))
+    if not len(centres):
+        raise AuditError("centre-linkage: expected released centres, found that the plan's least count drops them all")
+    return [audit_centres(centres, people, features[gallery], labels[gallery])]
+
+
+def _gallery(rng: np.random.Generator, labels: NDArray) -> NDArray:
+    """Return one record per person, at random."""
+    return np.array([rng.choice(np.flatnonzero(labels == person)) for person in np.unique(labels)])
+
+
+def _centres(plan: Plan, features: NDArray, labels: NDArray, classes: int) -> tuple[NDArray, NDArray]:
+    """Return one client's centres ``[P, D]`` and whose they are, noised where the plan says so."""
+    settings = plan.centres
+    if settings is None:
+        people = np.unique(labels)
+        return np.stack([features[labels == person].mean(0) for person in people]), people
+    made = noised_centres(
+        features,
+        labels,
+        labels if plan.unit is not Unit.EXAMPLE else np.arange(len(labels)),
+        classes=classes,
+        bound=settings.bound,
+        contributions=1 if plan.unit is Unit.EXAMPLE else plan.records,
+        noise_multiplier=settings.noise_multiplier,
+        count_multiplier=settings.count_multiplier,
+        least=settings.least,
+        unit=plan.unit,
+        relation=plan.relation,
+        noise=NoiseSource.fresh(),
+    )
+    return made.values, made.kept
