@@ -18,8 +18,21 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from cloister.errors import ConfigError
-from cloister.flower import NDArray, Record, allocating, dump, frame, load, pack, set_identity, unframe, unpack, view
+from cloister.errors import ConfigError, ReleaseError
+from cloister.flower import (
+    NDArray,
+    Record,
+    TensorArray,
+    allocating,
+    dump,
+    frame,
+    load,
+    pack,
+    set_identity,
+    unframe,
+    unpack,
+    view,
+)
 from cloister.simulations.engines.memory import Peer, Pool, Shape, carve, layout
 
 _KNOWN = 32  # records that a worker keeps taken apart
@@ -52,16 +65,43 @@ class Host:
         self._run_id = run_id
 
     def run(self, message: Message, configuration: dict[str, Any], state: bytes) -> tuple[Message, bytes]:
-        """Return the app's reply and the node's Flower state after it; an exception becomes an error reply."""
+        """Return the app's reply and the node's Flower state after it.
+
+        An exception becomes an error reply, and so does a reply with arrays whose bytes cannot be read.
+        """
         node_id = message.metadata.dst_node_id
         set_identity(run_id=self._run_id, node_id=node_id)
         records = load(state) if state else RecordDict()
         context = Context(self._run_id, node_id, configuration, records, self._run_config)
         try:
-            reply = self._app(message, context)
-        except Exception as error:  # whatever user code raises must not end the run
+            reply = _decoded(self._app(message, context))
+        except Exception as error:  # whatever user code raises or sends must not end the run
             return Message(Error(APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message), state
         return reply, dump(context.state) if len(context.state) else b""
+
+
+def _decoded(reply: Message) -> Message:
+    """Return the reply with its arrays taken out of their bytes.
+
+    Raises :class:`ReleaseError` for bytes that are cut short, or of another shape or dtype than declared: here they
+    are one client's fault, behind this process they would be everybody's.
+    """
+    for kind, record in reply.content.array_records.items() if reply.has_content() else ():
+        for key, array in record.items():
+            if isinstance(array, TensorArray):
+                continue
+            try:
+                values = view(array)
+            except Exception as error:
+                found = f"{type(error).__name__}: {str(error)[:120]}"
+                raise ReleaseError(f"{kind}[{key!r}]: cannot be decoded ({found}); send whole arrays") from error
+            if (values.shape, str(values.dtype)) != (tuple(array.shape), array.dtype):
+                raise ReleaseError(
+                    f"{kind}[{key!r}]: expected {array.dtype} {tuple(array.shape)} as declared, found bytes of "
+                    f"{values.dtype} {values.shape}; send arrays as they are"
+                )
+            record[key] = TensorArray(values)
+    return reply
 
 
 class Outbox:

@@ -17,7 +17,12 @@ from flwr.serverapp.strategy import FedAvg
 
 from cloister.errors import CloisterError, EngineError
 from cloister.flower import array_record, views
+from cloister.models.spec import Group
+from cloister.randomness import SeedTree
 from cloister.simulations.engines.grid import EngineGrid, Nodes, NumberedNames
+from cloister.strategies.config import StrategyConfig
+from cloister.strategies.registry import build
+from cloister.strategies.rounds import RoundResult
 
 APPS = Path(__file__).parent / "apps"
 Open = Callable[..., EngineGrid]
@@ -216,6 +221,26 @@ def test_of_jobs_that_travel_together_only_the_one_that_crashes_fails(open_engin
         replies = grid.send_and_receive(messages, timeout=50)
     assert [reply.metadata.src_node_id for reply in replies if reply.has_error()] == [4]
     assert [reply.content["metrics"]["n"] for reply in replies if reply.has_content()] == [2] * 5
+
+
+def test_replies_cut_short_are_refused_one_by_one_and_the_rounds_go_on(open_engine: Open) -> None:
+    groups = {"weight": Group.SHARED, "bias": Group.SHARED}
+    start = {"weight": np.zeros((40, 3), np.float32), "bias": np.zeros(3, np.float32)}
+    config = StrategyConfig.parse({"name": "fedavg", "quorum": {"replies": 3}})
+    strategy, rounds = build(config, groups=groups, seeds=SeedTree(experiment="cut", seed=0)), list[RoundResult]()
+    with open_engine(count=8, workers=1, app="cut_app:app") as grid:
+        pids = [worker.pid for worker in grid._executor._workers] if hasattr(grid._executor, "_workers") else []
+        result = strategy.start(grid, array_record(start), 2, on_round=rounds.append)
+        assert pids == ([worker.pid for worker in grid._executor._workers] if pids else [])  # nobody died of it
+    for done in rounds:
+        reasons = {name: outcome.reason for name, outcome in done.outcomes.items() if not outcome.accepted}
+        assert set(reasons) == {"client-1", "client-2", "client-3", "client-4", "client-5"}
+        for name in ("client-1", "client-2", "client-3"):
+            assert "ReleaseError: [E400] arrays['bias']: cannot be decoded" in reasons[name]
+        assert "expected float32 (1000000, 3) as declared, found bytes of float32 (3,)" in reasons["client-4"]
+        assert "expected float64 (3,) as declared, found bytes of float32 (3,)" in reasons["client-5"]
+    for values in views(result.arrays).values():
+        assert (values == 2.0).all()  # of the three sound clients
 
 
 def test_replies_that_nobody_fetched_hold_up_no_others(open_engine: Open) -> None:

@@ -159,6 +159,14 @@ def garbled(content: RecordDict) -> RecordDict:
     return RecordDict({**content, "arrays": record})
 
 
+def cut_short(content: RecordDict) -> RecordDict:
+    """Loses the last bytes of one array."""
+    record = ArrayRecord({key: Array(values) for key, values in views(content["arrays"]).items()})
+    whole = record["conv.weight"]
+    record["conv.weight"] = Array(whole.dtype, whole.shape, whole.stype, whole.data[:-7])
+    return RecordDict({**content, "arrays": record})
+
+
 def lying(content: RecordDict) -> RecordDict:
     """Declares the right shape around other bytes."""
     record = ArrayRecord()
@@ -185,6 +193,7 @@ BAD = {
     "overflow": (with_arrays(bn__running_mean=lambda it: it * 0 + 3e38), "L2 norm at most 1e[+]15"),
     "negative-variance": (with_arrays(bn__running_var=lambda it: it - 99), "expected variances from 0, found -98"),
     "garbled": (garbled, "cannot be decoded"),
+    "cut-short": (cut_short, "cannot be decoded"),
     "lying": (lying, r"found \(3, 3\)"),
     "no-weight": (with_metrics(**{"num-examples": None}), "num-examples.*found None"),
     "zero-weight": (with_metrics(**{"num-examples": 0}), "num-examples.*found 0"),
