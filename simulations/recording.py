@@ -11,6 +11,7 @@ from typing import Any
 from cloister.clients.site import LOG_NAME
 from cloister.clients.task import Task
 from cloister.flower import views
+from cloister.privacy.plan import Plan
 from cloister.server.app import Finish, RoundReport, Scores, load_arrays
 from cloister.server.evaluation.selection import selected
 from cloister.simulations.experiment import Experiment, plain
@@ -51,9 +52,20 @@ def round_entry(done: RoundReport) -> Round:
     )
 
 
-def add_round(record: RunRecord, done: RoundReport) -> None:
-    """Add a finished round and its bytes to the record."""
-    record.rounds = [entry for entry in record.rounds if entry.round < done.result.number] + [round_entry(done)]
+def add_round(record: RunRecord, done: RoundReport, plan: Plan) -> None:
+    """Add a finished round and its bytes to the record.
+
+    Where the server adds the noise, who took part, how many they were and whose reply was refused is what the noise
+    hides: the record, which may be published, says nothing of it.
+    """
+    entry = round_entry(done)
+    if plan.central:
+        record.rounds = [
+            *(earlier for earlier in record.rounds if earlier.round < entry.round),
+            entry.model_copy(update={"cohort": [], "client_metrics": {}, "rejected": []}),
+        ]
+        return
+    record.rounds = [earlier for earlier in record.rounds if earlier.round < entry.round] + [entry]
     for name, traffic in done.result.traffic.items():
         total = record.traffic.setdefault(name, Traffic())
         for kinds, counts in ((total.up, traffic.up), (total.down, traffic.down)):

@@ -129,7 +129,7 @@ def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display
 
         def on_round(done: RoundReport) -> dict[str, Any]:
             last[0] = done.scores
-            recording.add_round(record, done)
+            recording.add_round(record, done, prepared.plan)
             record.save(folder)
             log(record.rounds[-1])
             bar.advance(record.rounds[-1])

@@ -297,7 +297,9 @@ class BaseStrategy(Strategy):
         opened, self._open = self.opened(number), None
         inbox, cohort = opened.inbox, opened.cohort
         inbox.close(missing)
-        arrays, metrics = opened.arrays, means(inbox.outcomes)
+        # Under central noise the mean of what clients report is a release of its own; the bound in force is not.
+        metrics = means(inbox.outcomes) if self.privacy is None else {"clip-bound": self.privacy.bound}
+        arrays = opened.arrays
         void = self._void_reason(opened)
         self.void_rounds = self.void_rounds + 1 if void else 0
         if not void:

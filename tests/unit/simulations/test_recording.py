@@ -12,6 +12,7 @@ from torch import nn
 
 from cloister.clients.task import ClientRow
 from cloister.flower import array_record
+from cloister.privacy.plan import Plan
 from cloister.server.app import Finish, RoundReport
 from cloister.simulations import recording
 from cloister.simulations.experiment import Experiment
@@ -90,7 +91,7 @@ def test_a_round_is_its_cohort_its_metrics_and_its_seconds() -> None:
 def test_bytes_of_rounds_add_up_per_client_and_kind() -> None:
     record = new("cam1", "cam2")
     for number in (1, 2, 3):
-        recording.add_round(record, done(number, traffic=KINDS))
+        recording.add_round(record, done(number, traffic=KINDS), Plan.none())
     assert record.traffic["cam1"].model_dump() == {"down": {"arrays": 300}, "up": {"arrays": 300, "centres": 21}}
     assert record.traffic["cam2"].model_dump() == {"down": {"arrays": 300, "centres": 15}, "up": {}}
     assert traffic_totals(record.traffic) == (321, 615)
@@ -99,16 +100,16 @@ def test_bytes_of_rounds_add_up_per_client_and_kind() -> None:
 def test_a_round_that_is_run_again_replaces_what_was_recorded_of_it() -> None:
     record = new()
     for number in (1, 2, 3, 2):
-        recording.add_round(record, done(number, metrics={"loss": float(number)}))
+        recording.add_round(record, done(number, metrics={"loss": float(number)}), Plan.none())
     assert [entry.round for entry in record.rounds] == [1, 2]
 
 
 def test_weights_and_steps_come_from_the_first_round_that_everybody_finished() -> None:
     record = new("cam1", "cam2")
-    recording.add_round(record, done(1, {"cam1": outcome(30, steps=3), "cam2": Outcome(accepted=False)}))
+    recording.add_round(record, done(1, {"cam1": outcome(30, steps=3), "cam2": Outcome(accepted=False)}), Plan.none())
     assert [client.weight for client in record.clients] == [None, None]
-    recording.add_round(record, done(2))
-    recording.add_round(record, done(3, {"cam1": outcome(1, steps=9), "cam2": outcome(1, steps=9)}))
+    recording.add_round(record, done(2), Plan.none())
+    recording.add_round(record, done(3, {"cam1": outcome(1, steps=9), "cam2": outcome(1, steps=9)}), Plan.none())
     assert [(client.weight, client.steps) for client in record.clients] == [(0.75, 3), (0.25, 1)]
 
 
@@ -135,7 +136,7 @@ def test_without_an_evaluator_the_last_round_stands() -> None:
     recording.finish(record, Path(), prepared(), finish(), None)
     assert record.final == {}
     for number in (1, 2):
-        recording.add_round(record, done(number, metrics={"loss": float(number), "odd": float("nan")}))
+        recording.add_round(record, done(number, metrics={"loss": float(number), "odd": float("nan")}), Plan.none())
     recording.finish(record, Path(), prepared(), finish(), None)
     assert record.final == {"loss": 2.0}
 
@@ -157,7 +158,7 @@ def test_the_round_chosen_by_validation_stands_beside_the_last() -> None:
     record = new()
     for number, (test, validation) in enumerate([(0.3, 0.2), (0.2, 0.8), (0.9, 0.5)], 1):
         scores = SimpleNamespace(metrics={"map": test, "validation/map": validation})
-        recording.add_round(record, done(number, scores=scores))
+        recording.add_round(record, done(number, scores=scores), Plan.none())
     recording.finish(record, Path(), prepared(Judge()), finish(), scores)
     assert record.final["map"] == 0.9
     assert record.baselines == {"validation-selected": {"map": 0.2}}
@@ -233,3 +234,23 @@ def test_the_time_is_utc_and_says_so() -> None:
     parsed = datetime.datetime.fromisoformat(recording.now())
     assert parsed.utcoffset() == datetime.timedelta(0)
     assert abs(datetime.datetime.now(datetime.UTC) - parsed) < datetime.timedelta(seconds=5)
+
+
+def test_under_central_noise_the_record_says_nothing_of_who_took_part() -> None:
+    plan = Plan.of(
+        {
+            "unit": "client",
+            "mechanism": "gaussian",
+            "trust": "central",
+            "population": 6,
+            "noise_multiplier": 1.0,
+            "clip": {"bound": 1.0},
+        }
+    )
+    outcomes = {"cam1": outcome(30, steps=3), "cam2": Outcome(accepted=False, reason="too long")}
+    record = new()
+    recording.add_round(record, done(1, outcomes, traffic=KINDS), plan)
+    text = record.model_dump_json()
+    assert record.rounds[0].round == 1
+    for name in ("cam1", "cam2", "too long"):
+        assert name not in text
