@@ -33,6 +33,27 @@ class EngineConfig(Config):
     site_of: dict[str, str] = Field(default_factory=dict)
 
 
+class ByzantineConfig(Config):
+    """Hostile clients of a simulation: an attack, and who makes it (``clients`` by name, or ``count`` of them, drawn).
+
+    ``strength``: how far the attack goes, in its own measure (None: its usual value). See
+    :mod:`cloister.simulations.byzantine`.
+    """
+
+    attack: Literal["none", "sign-flip", "ipm", "alie", "mimic", "noise", "scaled", "nan", "inf"] = "none"
+    clients: tuple[str, ...] = ()
+    count: int = Field(0, ge=0)
+    strength: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.attack != "none") != bool(self.clients) + bool(self.count):
+            raise ValueError("expected an attack with either clients or count, or neither of the three")
+        if self.strength is not None and self.attack in ("none", "mimic", "nan", "inf"):
+            raise ValueError(f"attack {self.attack!r} has no strength")
+        return self
+
+
 class SeriesConfig(Config):
     """One curve of a sweep: overrides that hold for all its points, and one key that takes several ``values``.
 
@@ -74,7 +95,7 @@ class Experiment(Config):
     the overrides under which each round is also evaluated on people of the source data, to choose a round by (empty:
     not done). ``data`` is the folder of the data set; where it is empty, the ``world`` of that name is made.
     ``evaluate_every``: rounds between two evaluations (0: only the last). ``tracking``: also log to "tensorboard".
-    ``sweep``: settings at which the experiment is run, instead of once.
+    ``sweep``: settings at which the experiment is run, instead of once. ``byzantine``: clients that attack.
     """
 
     name: str
@@ -92,6 +113,7 @@ class Experiment(Config):
     settings: dict[str, Any] = Field(default_factory=dict)
     strategy: StrategyConfig
     plan: dict[str, Any] = Field(default_factory=dict)
+    byzantine: ByzantineConfig = ByzantineConfig()
     evaluation: dict[str, Any] = Field(default_factory=dict)
     selection: dict[str, Any] = Field(default_factory=dict)
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -19,6 +19,7 @@ from cloister.privacy.plan import Plan
 from cloister.randomness import SeedTree
 from cloister.server.app import Assignment, Evaluator, RoundReport
 from cloister.simulations import evaluators, planning, sweep, tracking, worlds
+from cloister.simulations.byzantine import attackers
 from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.origin import under
@@ -43,7 +44,8 @@ class Prepared:
         """Return the experiment's strategy for its model; ``privacy`` is the server's part of a central plan.
 
         Raises :class:`ConfigError` for a strategy that does not fit the task, its model or the number of its clients,
-        ``WeightsError`` for initial weights that do not fit the model, and ``PlanError`` for a plan that does not hold.
+        for attackers that are no clients, ``WeightsError`` for initial weights that do not fit the model, and
+        ``PlanError`` for a plan that does not hold.
         """
         experiment = self.experiment
         seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)
@@ -61,6 +63,7 @@ class Prepared:
             privacy=privacy,
         )
         _check_cohort(strategy, len(self.clients))
+        attackers(experiment.byzantine, self.clients, seeds)
         self.task.check_strategy(strategy.scalars())
         planning.check(self.plan, experiment, self.task, strategy)
         return strategy

@@ -20,6 +20,7 @@ from cloister.server.app import Finish, RoundReport, Scores, serve
 from cloister.server.evaluation.selection import PREFIX
 from cloister.simulations import auditing, recording, report, sweep
 from cloister.simulations.auditing.victim import Victim
+from cloister.simulations.byzantine import with_attackers
 from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
@@ -163,7 +164,8 @@ def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Fin
     assignment = prepared.assignment(folder / "checkpoints", on_round, run=run_id(folder), books=folder / "server")
     with open_grid(prepared.experiment.engine, prepared.nodes(folder / "clients")) as grid:
         try:
-            return serve(grid, assignment)
+            hostile = prepared.experiment.byzantine, prepared.clients, assignment.strategy.groups, assignment.seeds
+            return serve(with_attackers(grid, *hostile), assignment)
         except QuorumError as error:
             logs = recording.client_logs(folder / "clients")
             raise QuorumError(f"{error.args[0]}\n{logs}" if logs else str(error.args[0])) from error

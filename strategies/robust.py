@@ -54,7 +54,8 @@ class Robust(BaseStrategy):
 
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the rule over all replies."""
-        return _RobustFold(arrays, trainable(self.groups, arrays), lambda rows: self.combine(number, rows))
+        names = sorted(trainable(self.groups, arrays))  # a resumed run's arrays come in another order
+        return _RobustFold(arrays, names, lambda rows: self.combine(number, rows))
 
     def combine(self, number: int, rows: Mapping[str, NDArray], **given: Any) -> NDArray:
         """Return the rule's vector for one row per client; ``given`` are arguments that the configuration leaves."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +191,32 @@ def test_json_output_is_the_record(toy: Path, tmp_path: Path, command: Command) 
     done = command("run", toy, "--out", tmp_path / "run", "--set", "rounds=1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["experiment"] == "toy"
+
+
+def test_attackers_move_the_mean_and_not_the_median_and_a_resumed_run_meets_the_same_ones(
+    toy: Path, tmp_path: Path
+) -> None:
+    attack = ("byzantine.attack='noise'", "byzantine.count=1", "byzantine.strength=1000.0")
+    farthest = {}
+    for name in ("fedavg", "fedmedian"):
+        run(toy, tmp_path / name, f"strategy.name={name!r}", *attack)
+        last = sorted((tmp_path / name / "checkpoints").glob("round-*"))[-1]
+        farthest[name] = max(float(abs(it).max()) for it in load_file(last / "arrays.safetensors").values())
+    assert farthest["fedavg"] > 200
+    assert farthest["fedmedian"] < 20
+    expected = weights(tmp_path / "fedmedian")
+    shutil.rmtree(sorted((tmp_path / "fedmedian" / "checkpoints").glob("round-*"))[-1])
+    again = RunRecord.load(tmp_path / "fedmedian")
+    again.final = {}
+    again.save(tmp_path / "fedmedian")
+    runner.resume(tmp_path / "fedmedian", console=quiet())
+    assert weights(tmp_path / "fedmedian") == expected
+
+
+def test_attackers_who_send_nothing_finite_are_refused_by_name(toy: Path, tmp_path: Path) -> None:
+    record = run(toy, tmp_path / "run", "byzantine.attack='inf'", "byzantine.clients=['site2']")
+    assert [[it.client for it in entry.rejected] for entry in record.rounds] == [["site2"]] * 4
+    assert "expected finite values" in record.rounds[0].rejected[0].reason
+    with pytest.raises(ConfigError, match=r"byzantine: expected 1 to 3 of the clients site0.*found site9"):
+        run(toy, tmp_path / "none", "byzantine.attack='inf'", "byzantine.clients=['site9']")
+    assert not (tmp_path / "none").exists()
