@@ -193,6 +193,7 @@ def test_json_output_is_the_record(toy: Path, tmp_path: Path, command: Command) 
     assert json.loads(done.stdout)["experiment"] == "toy"
 
 
+@pytest.mark.slow
 def test_attackers_move_the_mean_and_not_the_median_and_a_resumed_run_meets_the_same_ones(
     toy: Path, tmp_path: Path
 ) -> None:
