@@ -8,10 +8,13 @@ Beside the layout's own files the data-set folder gets ``manifest.json``: seed, 
 factors. No reader opens it, and no client may.
 """
 
+import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from cloister.simulations.worlds.reid_sizes import SIZES, Size
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_LOG = logging.getLogger("cloister.worlds")
 _VISIBLE, _INFRARED, _THERMAL = Sensor.VISIBLE, Sensor.NEAR_INFRARED, Sensor.THERMAL
 
 # Per layout and camera: place, room (cameras of one room share the background), sensors, usual side of the people.
@@ -74,7 +78,8 @@ def write(
     """Write the world to ``root/<SYSU-MM01|RegDB|LLCM>`` and return that folder; ``size`` overrides the preset's.
 
     The same layout, size and seed give the same pictures. A folder that already holds exactly this world is left as it
-    is; the folder appears under its name only when complete. ``progress`` is called with (pictures done, total).
+    is; the folder appears under its name only when complete. Whoever asks for a world while another process makes it
+    waits for that; what a killed process left is cleared away. ``progress`` is called with (pictures done, total).
 
     Raises :class:`ConfigError` for an unknown name, :class:`DataError` if something else lies at the folder or the
     disk is full.
@@ -95,17 +100,40 @@ def write(
     if folder.exists():
         _same(folder, json.loads(json.dumps(head)))
         return folder
-    partial = root / f".{LAYOUTS[layout].folder}.{os.getpid()}.partial"
+    partial = root / f".{LAYOUTS[layout].folder}.partial"
     try:
-        _write(partial, _World(layout, chosen, SeedTree(experiment=f"world/reid/{layout}", seed=seed)), head, progress)
-        os.replace(partial, folder)
+        with _alone(root):
+            if folder.exists():  # another process was faster
+                _same(folder, json.loads(json.dumps(head)))
+                return folder
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                world = _World(layout, chosen, SeedTree(experiment=f"world/reid/{layout}", seed=seed))
+                _write(partial, world, head, progress)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"{folder}: world cannot be written ({error}); free disk space or choose another folder"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process, however it ends; wait while another process has it."""
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.warning("%s: another process makes a world here; waiting for it", root)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def folder_name(layout: str) -> str:

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +92,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path)
         write("regdb", tmp_path / name, seed=seed, size=SMALL["regdb"])
         for name, seed in zip("abc", (1, 1, 2), strict=True)
     ]
-
-    def contents(root: Path) -> dict[str, bytes]:
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
     first, second, other = (contents(folder) for folder in folders)
     assert first == second
     assert not {data for name, data in first.items() if name.endswith(".bmp")} & set(other.values())
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_a_larger_world_has_the_same_first_people(tmp_path: Path) -> None:
@@ -127,6 +131,69 @@ def test_a_full_disk_leaves_no_half_world(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"RegDB: world cannot be written .*No space left.*; free disk space"):
         write("regdb", tmp_path, size=SMALL["regdb"])
     assert list(tmp_path.iterdir()) == []
+
+
+# Makes a world: tells when the first picture is done, and then waits for a line, if it is to wait.
+MAKER = """
+import logging, pathlib, sys
+from cloister.simulations.worlds.reid import write
+from cloister.simulations.worlds.reid_sizes import Size
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+told = []
+
+def progress(done, total):
+    if not told:
+        told.append(print("painting", flush=True))
+        if sys.argv[2] == "wait":
+            sys.stdin.readline()
+
+write("regdb", pathlib.Path(sys.argv[1]), size=Size(24, 12, 4, 0, 4, ((4, 8), (4, 8))), progress=progress)
+print("made", flush=True)
+"""
+
+
+@contextmanager
+def maker(root: Path, how: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-u", "-c", MAKER, str(root), how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_two_processes_that_make_one_world_make_it_once(tmp_path: Path) -> None:
+    whole = contents(write("regdb", tmp_path / "alone", size=SMALL["regdb"]))
+    root = tmp_path / "shared"
+    with maker(root, "wait") as first:
+        assert line(first) == "painting"
+        with maker(root, "go") as second:
+            assert line(second).endswith("another process makes a world here; waiting for it")
+            assert not (root / "RegDB").exists()
+            print(file=first.stdin, flush=True)
+            assert line(first) == "made"
+            assert line(second) == "made"  # and painted nothing
+            assert (first.wait(), second.wait()) == (0, 0)
+    assert contents(root / "RegDB") == whole
+    assert [entry.name for entry in root.iterdir()] == ["RegDB"]
+
+
+def test_what_a_killed_process_left_of_a_world_is_cleared_away(tmp_path: Path) -> None:
+    whole = contents(write("regdb", tmp_path / "alone", size=SMALL["regdb"]))
+    root = tmp_path / "shared"
+    with maker(root, "wait") as killed:
+        assert line(killed) == "painting"
+    (left,) = root.iterdir()
+    (left / "idx" / "stray.txt").write_text("from another size")
+    folder = write("regdb", root, size=SMALL["regdb"])
+    assert contents(folder) == whole
+    assert [entry.name for entry in root.iterdir()] == ["RegDB"]
 
 
 def test_the_manifest_tells_the_truth_and_disturbs_no_reader(tmp_path: Path) -> None:
