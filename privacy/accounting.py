@@ -190,4 +190,4 @@ def _on_everybody(event: Event) -> bool:
 
 def _joint_noise(events: Iterable[Event]) -> float:
     """Return the noise multiplier of one release that costs what all these do."""
-    return math.fsum(event.count * (event.group / event.noise_multiplier) ** 2 for event in events) ** -0.5
+    return 1 / math.sqrt(math.fsum(event.count * (event.group / event.noise_multiplier) ** 2 for event in events))

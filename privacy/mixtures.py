@@ -129,7 +129,8 @@ def _inverse(losses: Vector, places: Vector, known: Vector, means: Vector, share
 
 def _grid(low: float, high: float, interval: float) -> tuple[Vector, int]:
     first, last = math.floor(low / interval), math.ceil(high / interval)
-    return np.arange(first, last + 1) * interval, first
+    epsilons = np.arange(first, last + 1, dtype=np.float64) * interval
+    return epsilons, first
 
 
 def _falling(deltas: Vector) -> Vector:

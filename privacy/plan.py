@@ -148,17 +148,11 @@ class Plan(Table):
         Together both cost as much as one Gaussian with ``noise_multiplier`` (Andrew et al. 2021, theorem 1; there z <
         2 sigma_b, since a bit moves by a half). Raises :class:`PlanError` where the bits alone cost more.
         """
-        total = self.noise_multiplier
-        if self.clip is None or self.clip.kind is not ClipKind.ADAPTIVE or total == 0:
-            return total
-        bits = 2 * self.bits_noise / self.spread
-        if total >= bits:
-            raise PlanError(
-                f"plan: clip.bits_noise: expected more than {total * self.spread / 2:g} (half of noise_multiplier"
-                f"{' times 2, units being replaced' if self.spread > 1 else ''}), found {self.bits_noise:g}; "
-                "raise clip.bits_noise, or population where it is 0"
-            )
-        return float((total**-2 - bits**-2) ** -0.5)
+        if self.clip is None or self.clip.kind is not ClipKind.ADAPTIVE or self.noise_multiplier == 0:
+            return self.noise_multiplier
+        from cloister.privacy.clipping import split_noise  # it imports torch
+
+        return split_noise(self.noise_multiplier, self.bits_noise, spread=self.spread)
 
     def check(self, facts: Facts) -> list[Refusal]:
         """Return every reason why this plan does not hold for an experiment; none means that it does."""
