@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,18 @@ class ModelSpec(ABC):
     def pooled_statistics(self, model: nn.Module) -> tuple[tuple[str, str], ...]:
         """Return the (mean, variance) buffer names that must be pooled as moments, not averaged one by one."""
         return ()
+
+    def values(self) -> dict[str, Any] | None:
+        """Return plain JSON values, from which :meth:`of` makes a specification that builds the same network.
+
+        None: there are none, and whoever loads exported weights has to build the network.
+        """
+        return None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Return the specification that :meth:`values` described."""
+        raise WeightsError(f"{cls.__name__}: cannot be read from a file")
 
     def rows(self) -> tuple[int, int] | None:
         """Return (number of classes, width) of class centres and head rows; None: the model has no such rows."""

@@ -20,6 +20,8 @@ def deviations(task: Task[Any], experiment: Experiment) -> list[Deviation]:
     An experiment that does not come with Cloister has no preset to be compared with, and says so.
     """
     own = [Deviation(**asdict(deviation)) for deviation in task.deviations()]
+    if experiment.plan:
+        own.append(_plan(experiment.plan))
     if experiment.name not in names():
         missing = Deviation(
             topic="experiment",
@@ -36,6 +38,15 @@ def deviations(task: Task[Any], experiment: Experiment) -> list[Deviation]:
         if paper.get(key) != here.get(key) and not key.startswith((*_TASK, *_FAILURES))
     ]
     return [*own, *changed]
+
+
+def _plan(plan: Mapping[str, Any]) -> Deviation:
+    return Deviation(
+        topic="privacy plan",
+        paper="none: updates and class centres leave as they are",
+        run=f"mechanism {plan.get('mechanism', 'none')}, unit {plan.get('unit', 'subject')}",
+        why="under private steps only losses of single records are used, and batches are drawn by secret coins",
+    )
 
 
 def _leaves(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from cloister.errors import QuorumError, RunError
+from cloister.models import exported
 from cloister.privacy.audits.result import AuditResult
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
-from cloister.server.app import Finish, RoundReport, Scores, serve
+from cloister.server.app import Finish, RoundReport, Scores, load_arrays, serve
 from cloister.server.evaluation.selection import PREFIX
-from cloister.simulations import auditing, recording, report, sweep
+from cloister.simulations import auditing, card, recording, report, sweep
 from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.byzantine import with_attackers
 from cloister.simulations.deviations import deviations
@@ -60,17 +61,21 @@ def resume(folder: Path, *, console: Console) -> RunRecord:
 
 
 def export(folder: Path, target: Path) -> list[Path]:
-    """Copy a run's last weights, experiment, record and (if there is one) report to ``target`` and return the files.
+    """Write a run's model (weights, configuration, card), experiment, record and report to ``target``; return them.
 
-    Of a run that is not finished, the record is the one that belongs to the weights, and its ``unfinished`` says so.
+    ``cloister.models.exported.from_pretrained(target)`` loads the model. The report is left out where there is none. Of
+    a run that is not finished, the record is the one that belongs to the weights, and its ``unfinished`` says so.
     Raises :class:`RunError` where there is no run or no checkpoint yet, or ``target`` cannot be written.
     """
     saved, record = checkpoint.latest(folder / "checkpoints"), _recorded(folder)
     if saved is None or record is None or not (folder / EXPERIMENT_FILE).is_file():
         raise RunError(f"{folder}: expected a run with a checkpoint, found none; run or resume it first")
-    record.unfinished = _unfinished(Experiment.load(str(folder / EXPERIMENT_FILE)), record, folder)
-    weights = folder / "checkpoints" / f"round-{saved.round:06d}" / "arrays.safetensors"
-    copies = [(weights, target / "weights.safetensors"), (folder / EXPERIMENT_FILE, target / EXPERIMENT_FILE)]
+    experiment = Experiment.load(str(folder / EXPERIMENT_FILE))
+    record.unfinished = _unfinished(experiment, record, folder)
+    prepared = prepare(experiment)
+    seeds = SeedTree(experiment=experiment.name, seed=experiment.seed)
+    model = load_arrays(prepared.task.spec.build(seeds.torch(purpose="model")), saved.arrays)
+    copies = [(folder / EXPERIMENT_FILE, target / EXPERIMENT_FILE)]
     if (folder / report.FILE_NAME).is_file():
         copies.append((folder / report.FILE_NAME, target / report.FILE_NAME))
     try:
@@ -79,7 +84,13 @@ def export(folder: Path, target: Path) -> list[Path]:
             shutil.copyfile(source, copy)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error}); choose another folder") from error
-    return [*(copy for _, copy in copies), record.save(target)]
+    written = exported.save_pretrained(target, prepared.task.spec, model.state_dict())
+    return [
+        *written,
+        card.write(record, target, loadable=len(written) > 1),
+        *(copy for _, copy in copies),
+        record.save(target),
+    ]
 
 
 def _unfinished(experiment: Experiment, record: RunRecord, folder: Path) -> str:

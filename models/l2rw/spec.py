@@ -1,6 +1,8 @@
 """What server and clients agree on about a re-identification network: how to build it, what becomes of each entry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +66,15 @@ class ReidSpec(ModelSpec):
                 local = self.config.normalisation == "local" and owner in norms
                 groups[name] = Group.LOCAL if local else Group.SHARED
         return groups
+
+    def values(self) -> dict[str, Any]:
+        """Return the configuration, without the file that initial weights came from."""
+        return {**self.config.model_dump(mode="json"), "pretrained": ""}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "ReidSpec":
+        """Return the specification of a configuration; raises :class:`ConfigError` for an invalid one."""
+        return cls(ModelConfig.parse(dict(values), "config.json"))
 
     def rows(self) -> tuple[int, int]:
         """Return (identities, length of an embedding)."""

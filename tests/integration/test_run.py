@@ -161,7 +161,13 @@ def test_resume_without_a_run(tmp_path: Path) -> None:
 def test_export(toy: Path, tmp_path: Path) -> None:
     run(toy, tmp_path / "run", "rounds=1")
     files = runner.export(tmp_path / "run", tmp_path / "out")
-    assert {path.name for path in files} == {"weights.safetensors", "experiment.toml", "record.json", "report.html"}
+    assert {path.name for path in files} == {
+        "model.safetensors",
+        "README.md",
+        "experiment.toml",
+        "record.json",
+        "report.html",
+    }
     exported = json.loads((tmp_path / "out" / "record.json").read_text())
     assert (exported["experiment"], exported["unfinished"]) == ("toy", "")
 
