@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from cloister.clients.policy import SIMULATION
 from cloister.errors import ConfigError, DataError, QuorumError, RunError
 from cloister.server import checkpoint
+from cloister.server.app import serve
+from cloister.simulations import app as flower
 from cloister.simulations import run as runner
-from cloister.simulations.experiment import Experiment
+from cloister.simulations.engines import open_grid
+from cloister.simulations.engines.grid import Nodes
+from cloister.simulations.experiment import EngineConfig, Experiment
 from cloister.simulations.record import RunRecord
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -186,6 +192,22 @@ def test_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="expected a run with a checkpoint, found none"):
         runner.export(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_under_flower_every_round_is_a_line_of_its_log(
+    toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {"experiment": str(toy), "data": str(tmp_path), "overrides": "rounds=2;settings.fault='nan@site3'"}
+    assignment = flower.assign(Context(1, 1, {}, RecordDict(), given))
+    nodes = Nodes(names=("site0", "site1", "site2", "site3"), config={"data": str(tmp_path), "policy": SIMULATION})
+    with caplog.at_level("INFO", "flwr"), open_grid(EngineConfig(workers=2), nodes) as grid:
+        serve(grid, assignment)
+    lines = [record.message for record in caplog.records if record.message.startswith("round ")]
+    assert [text.partition(":")[0] for text in lines] == ["round 1 of 2", "round 2 of 2"]
+    for text in lines:
+        assert "3 of 4 replies" in text
+        assert ", accuracy 0." in text
+        assert "site3 left out: " in text
 
 
 def test_tensorboard_gets_the_metrics(toy: Path, tmp_path: Path) -> None:
