@@ -88,7 +88,8 @@ class Plan(Table):
         for problem, wrong in _contradictions(self).items():
             if wrong:
                 raise PlanError(f"plan: {problem}")
-        self.update_multiplier  # noqa: B018 - it refuses bits that would cost more than the plan
+        if self.bits_noise > 0:
+            self.update_multiplier  # noqa: B018 - it refuses bits that would cost more than the plan
         return self
 
     def values(self) -> dict[str, Any]:
@@ -270,6 +271,8 @@ def _contradictions(plan: Plan) -> dict[str, bool]:
         and plan.sampler is not Sampler.POISSON,
         f"sample_size: expected 1 to population for sampler {plan.sampler}, found {plan.sample_size} of "
         f"{plan.population}": sized and not 1 <= plan.sample_size <= plan.population,
+        "sampler: expected fixed batches under mechanism dp-sgd only, found fixed for clients": not plan.private_steps
+        and plan.sampler is Sampler.FIXED,
         "matrix: expected a [plan.matrix] under mechanism matrix": plan.mechanism is Mechanism.MATRIX
         and plan.matrix is None,
         f"matrix: expected mechanism matrix, found {plan.mechanism}": plan.matrix is not None
