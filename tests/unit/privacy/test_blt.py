@@ -1,5 +1,8 @@
 """Buffered linear Toeplitz matrices: close to the best, with few buffers; sensitivity and errors of the very matrix."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +44,22 @@ def test_several_participations_cost_little_more_than_with_bands(rounds: int, se
     assert cost(found) < cost(bands) * (1 + excess)
     assert cost(found) < 0.9 * cost(single)  # the pattern is looked at, not only the number of rounds
     assert found == buffered(rounds, 3, **pattern)  # deterministic
+
+
+@pytest.mark.parametrize("separation", [64, 16])
+def test_no_step_from_the_fit_is_better(separation: int) -> None:
+    pattern = {"separation": separation, "participations": 64 // separation}
+
+    def cost(scales: tuple[float, ...], decays: tuple[float, ...]) -> float:
+        factor = Buffered(64, scales, decays)
+        return math.log(factor.sensitivity(**pattern) ** 2 * factor.errors().maximum)
+
+    found = buffered(64, 2, **pattern)
+    least = cost(found.scales, found.decays)
+    for factors in itertools.product((0.97, 1.0, 1.03), repeat=4):
+        scales = tuple(scale * factor for scale, factor in zip(found.scales, factors[:2], strict=True))
+        decays = tuple(1 - (1 - decay) * factor for decay, factor in zip(found.decays, factors[2:], strict=True))
+        assert cost(scales, decays) >= least - 1e-7
 
 
 def test_a_matrix_by_hand() -> None:
