@@ -1,11 +1,11 @@
-"""The very bytes of the last release of each run, so that a repeated request is answered by the same bytes.
+"""The very bytes of the last releases of each run, so that a repeated request is answered by the same bytes.
 
 Noise that is drawn again is a second release; bytes that are sent again are the first one. A release takes four steps,
 in this order, and a process may be killed between any two:
 
 1. *stage*: the bytes are written to a file named after their own digest, and synced;
 2. *append*: the ledger gets the row that holds that digest, and is synced;
-3. *commit*: files of earlier rounds, and of attempts that never came to step 2, are removed;
+3. *commit*: files of rounds that no resume asks for again, and of attempts that never came to step 2, are removed;
 4. the bytes leave.
 
 ===============  =======================================  =========================================================
@@ -37,6 +37,7 @@ from cloister.privacy.ledger import Ledger
 # A file that was being written when its process was killed has a dot before and a number behind.
 _NAME = re.compile(r"(?P<torn>\.?)(?P<round>\d{6,})-(?P<request>[0-9a-f]{64})-(?P<content>[0-9a-f]{64})(\.\d+)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEPT = 2  # rounds: a server that lost its last checkpoint resumes from the one before and asks for both again
 
 
 class Spool:
@@ -97,10 +98,10 @@ class Spool:
         return content
 
     def commit(self, run: str, round: int, request: str, content: str) -> None:
-        """Remove what the run no longer needs: earlier rounds, and other bytes for this request."""
+        """Remove what the run no longer needs: rounds before the last two, and other bytes for this request."""
         for path, name in self._files(run):
-            other = name["request"] == request and name["content"] != content
-            if int(name["round"]) < round or (int(name["round"]) == round and other):
+            attempt = (int(name["round"]), name["request"]) == (round, request) and name["content"] != content
+            if attempt or int(name["round"]) <= round - _KEPT:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:

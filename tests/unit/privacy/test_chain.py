@@ -104,13 +104,6 @@ def test_an_empty_chain(tmp_path: Path) -> None:
         Chain.read(tmp_path / "other.sqlite")
 
 
-def test_the_file_is_in_wal_mode_and_each_commit_is_synced(path: Path) -> None:
-    chain = Chain.open(path)
-    assert chain._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert chain._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    chain.close()
-
-
 def test_what_fails_inside_leaves_no_row_and_no_lock(path: Path) -> None:
     chain = Chain.open(path)
 

@@ -87,7 +87,15 @@ def test_bytes_with_a_row_are_sent_although_nothing_was_committed(spool: Spool, 
     assert spool.find("r", 2, REQUEST) == b"two"
     assert spool.find("r", 1, REQUEST) == b"one"
     spool.release(entry(3), REQUEST, b"three")
-    assert [name[:6] for name in names(spool)] == ["000003"]
+    assert [name[:6] for name in names(spool)] == ["000002", "000003"]
+
+
+def test_a_server_that_lost_its_last_checkpoint_is_answered(spool: Spool) -> None:
+    for round in range(1, 6):
+        spool.release(entry(round), REQUEST, str(round).encode())
+    assert [spool.find("r", round, REQUEST) for round in range(1, 6)] == [None, None, None, b"4", b"5"]
+    spool.release(entry(9), REQUEST, b"9")
+    assert [name[:6] for name in names(spool)] == ["000009"]
 
 
 def test_what_the_ledger_refuses_is_not_sent_later(spool: Spool) -> None:
@@ -103,8 +111,8 @@ def test_training_and_evaluation_of_a_round_are_both_kept(spool: Spool) -> None:
     spool.release(entry(4, message="evaluate"), OTHER, b"metrics")
     assert spool.find("r", 4, REQUEST) == b"weights"
     assert spool.find("r", 4, OTHER) == b"metrics"
-    spool.release(entry(5), REQUEST, b"more")
-    assert [name[:6] for name in names(spool)] == ["000005"]
+    spool.release(entry(6), REQUEST, b"more")
+    assert [name[:6] for name in names(spool)] == ["000006"]
 
 
 def test_runs_do_not_touch_one_another(spool: Spool) -> None:
