@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 
 from cloister.clients.policy import code_digest
 from cloister.errors import ConfigError, PlanError
-from cloister.flower import dump
+from cloister.flower import array_record, dump, view
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.plan import Plan
 
@@ -103,8 +103,13 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
 
 
 def content_digest(message: Message) -> str:
-    """Return the SHA-256 of everything that a message holds."""
-    return hashlib.sha256(dump(message.content)).hexdigest()
+    """Return the SHA-256 of everything that a message holds, in whatever order it comes."""
+    digest = hashlib.sha256()
+    for kind, record in sorted(message.content.items()):
+        for key, value in sorted(record.items()):
+            one: Any = array_record({key: view(value)}) if isinstance(value, Array) else type(record)({key: value})
+            digest.update(dump(RecordDict({kind: one})))
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=8)

@@ -125,7 +125,7 @@ def serve(grid: Grid, assignment: Assignment) -> Finish:
     saved = checkpoint.latest(assignment.folder) if assignment.folder else None
     first = 1
     if saved is not None:
-        arrays, first = dict(saved.arrays), saved.round + 1
+        arrays, first = {name: saved.arrays[name] for name in arrays}, saved.round + 1
         assignment.strategy.restore(StrategyState(arrays=dict(saved.strategy), values=saved.state["strategy"]))
     if first <= assignment.rounds:
         arrays = _run(grid, assignment, model, arrays, first)

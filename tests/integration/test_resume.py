@@ -15,11 +15,11 @@ from safetensors.numpy import load_file
 
 from cloister.server import checkpoint
 from cloister.simulations import run as runner
-from cloister.simulations.engines.nursery import nursery
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import RunRecord
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Die = Callable[[Experiment, Path, int, bool], None]
 
 
 def quiet() -> Console:
@@ -39,42 +39,18 @@ def recorded(run: Path) -> dict[str, Any]:
     return record
 
 
-def run_and_die(experiment: Experiment, out: Path, number: int, before: bool) -> None:
-    """Run in a forked process that kills itself just before, or just after, its ``number``-th rename.
-
-    Everything durable appears by a rename, so these moments visit the gaps between any two steps.
-    """
-    nursery()  # started here, so that the child finds it warm
-    child = os.fork()
-    if child == 0:
-        count, rename = [0], os.replace
-
-        def replace(source: Path, target: Path) -> None:
-            count[0] += 1
-            if count[0] == number and before:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(source, target)
-            if count[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = replace  # type: ignore[assignment]
-        try:
-            runner.run(experiment, out, console=quiet())
-        finally:
-            os._exit(1)  # it was to be killed
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-
-
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, Any]:
     return {}
 
 
-# Renames of the driver: experiment.toml; the record; in each of four rounds the record and the checkpoint; the record;
-# the report.
-@pytest.mark.parametrize("number", range(1, 13))
+# Renames of the driver: experiment.toml; the record; the name of the run; in each of four rounds the record and the
+# checkpoint; the record; the report.
+@pytest.mark.parametrize("number", range(1, 14))
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, Any], number: int, before: bool) -> None:
+def test_killed_driver(
+    toy: Path, tmp_path: Path, uninterrupted: dict[str, Any], number: int, before: bool, run_and_die: Die
+) -> None:
     experiment = Experiment.load(str(toy))
     if not uninterrupted:
         runner.run(experiment, tmp_path / "whole", console=quiet())
@@ -90,10 +66,10 @@ def test_killed_driver(toy: Path, tmp_path: Path, uninterrupted: dict[str, Any],
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_killed_twice(toy: Path, tmp_path: Path) -> None:
+def test_killed_twice(toy: Path, tmp_path: Path, run_and_die: Die) -> None:
     experiment = Experiment.load(str(toy))
     runner.run(experiment, tmp_path / "whole", console=quiet())
-    run_and_die(experiment, tmp_path / "run", 4, True)
+    run_and_die(experiment, tmp_path / "run", 5, True)
     child = os.fork()
     if child == 0:
         rename = os.replace
@@ -113,40 +89,40 @@ def test_killed_twice(toy: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(toy: Path, tmp_path: Path, run_and_die: Die) -> None:
     experiment = Experiment.load(str(toy))
     runner.run(experiment, tmp_path / "whole", console=quiet())
-    run_and_die(experiment, tmp_path / "run", 8, True)
+    run_and_die(experiment, tmp_path / "run", 9, True)
     newest = sorted((tmp_path / "run" / "checkpoints").glob("round-*"))[-1] / "arrays.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
     runner.resume(tmp_path / "run", console=quiet())
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
-def test_a_damaged_record_is_taken_from_the_checkpoint(toy: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_taken_from_the_checkpoint(toy: Path, tmp_path: Path, run_and_die: Die) -> None:
     experiment = Experiment.load(str(toy))
     runner.run(experiment, tmp_path / "whole", console=quiet())
-    run_and_die(experiment, tmp_path / "run", 7, False)
+    run_and_die(experiment, tmp_path / "run", 8, False)
     (tmp_path / "run" / "record.json").write_text('{"experiment": "to')
     runner.resume(tmp_path / "run", console=quiet())
     assert recorded(tmp_path / "run") == recorded(tmp_path / "whole")
 
 
-def test_a_baseline_that_is_taken_up_again_keeps_its_metrics(toy: Path, tmp_path: Path) -> None:
+def test_a_baseline_that_is_taken_up_again_keeps_its_metrics(toy: Path, tmp_path: Path, run_and_die: Die) -> None:
     with toy.open("a") as file:
         file.write('[baselines.local-only]\nrounds = 2\n[baselines.local-only.strategy]\nname = "local-only"\n')
         file.write("evaluate_fraction = 1.0\n")
     experiment = Experiment.load(str(toy))
     runner.run(experiment, tmp_path / "whole", console=quiet())
-    run_and_die(experiment, tmp_path / "run", 13, False)  # as above, then the baseline's two checkpoints
+    run_and_die(experiment, tmp_path / "run", 15, False)  # as above, then the baseline's name and its two checkpoints
     assert checkpoint.rounds(tmp_path / "run" / "baselines" / "local-only" / "checkpoints") == [1, 2]
     runner.resume(tmp_path / "run", console=quiet())
     assert recorded(tmp_path / "run") == recorded(tmp_path / "whole")
     assert recorded(tmp_path / "run")["baselines"]["local-only"]
 
 
-def test_export_of_a_run_that_was_killed_says_so(toy: Path, tmp_path: Path, command: Command) -> None:
-    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 7, False)  # round 3 is in record.json, not checkpointed
+def test_export_of_a_run_that_was_killed_says_so(toy: Path, tmp_path: Path, command: Command, run_and_die: Die) -> None:
+    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 8, False)  # round 3 is in record.json, not checkpointed
     assert len(RunRecord.load(tmp_path / "run").rounds) == 3
     done = command("export", tmp_path / "run", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -164,8 +140,8 @@ def test_export_of_a_run_that_was_killed_says_so(toy: Path, tmp_path: Path, comm
 
 
 @pytest.mark.slow
-def test_resume_from_the_command_line(toy: Path, tmp_path: Path, command: Command) -> None:
-    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 5, False)
+def test_resume_from_the_command_line(toy: Path, tmp_path: Path, command: Command, run_and_die: Die) -> None:
+    run_and_die(Experiment.load(str(toy)), tmp_path / "run", 6, False)
     resumed = command("resume", tmp_path / "run")
     assert resumed.returncode == 0, resumed.stderr
     assert "report:" in resumed.stdout
