@@ -2,6 +2,7 @@
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cloister.privacy.audits.lira import (
     over_rounds,
     prototype_margin,
 )
+from cloister.privacy.audits.one_run import one_run_bound
 from cloister.privacy.events import Unit
 
 
@@ -120,6 +122,16 @@ def test_the_audit_disproves_a_claim_and_noise_restores_it() -> None:
         assert single.passed
         assert single.epsilon is not None
         assert (single.epsilon > 0.5) is caught
+
+
+def test_the_best_of_several_models_is_paid_for() -> None:
+    members = np.arange(400) % 2 == 0
+    named: dict[str, Any] = {"unit": Unit.EXAMPLE, "statistic": "", "delta": 0.0, "claimed": None}
+    scores = np.where(members, 1.0, -1.0) + np.arange(400) / 1000
+    found = audit_lira(np.stack([scores, -scores]), np.stack([members, members]), **named)
+    assert found.epsilon == pytest.approx(one_run_bound(400, 400, 400, 0.0, 0.05 / 4 / 2))
+    assert found.numbers["auc"] == pytest.approx(0.5)
+    assert found.numbers["models"] == 2
 
 
 def test_what_cannot_be_audited_is_refused() -> None:
