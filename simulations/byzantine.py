@@ -19,7 +19,7 @@ from cloister.strategies.fold import trainable
 
 def attackers(config: ByzantineConfig, clients: Sequence[str], seeds: SeedTree) -> tuple[str, ...]:
     """Return the names of the clients that attack; raises ConfigError if there are no such clients, or only such."""
-    if config.attack == "none":
+    if not config.clients and not config.count:
         return ()
     unknown, chosen = sorted(set(config.clients) - set(clients)), tuple(sorted(set(config.clients)))
     if 0 < config.count <= len(clients):

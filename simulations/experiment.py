@@ -36,8 +36,8 @@ class EngineConfig(Config):
 class ByzantineConfig(Config):
     """Hostile clients of a simulation: an attack, and who makes it (``clients`` by name, or ``count`` of them, drawn).
 
-    ``strength``: how far the attack goes, in its own measure (None: its usual value). See
-    :mod:`cloister.simulations.byzantine`.
+    ``count = 0`` is nobody, so that a sweep can begin there. ``strength``: how far the attack goes, in its own measure
+    (None: its usual value). See :mod:`cloister.simulations.attacks`.
     """
 
     attack: Literal["none", "sign-flip", "ipm", "alie", "mimic", "noise", "scaled", "nan", "inf"] = "none"
@@ -47,7 +47,10 @@ class ByzantineConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.attack != "none") != bool(self.clients) + bool(self.count):
+        named = bool(self.clients) + bool(self.count)
+        if named > (self.attack != "none") or (
+            self.attack != "none" and not named and "count" not in self.model_fields_set
+        ):
             raise ValueError("expected an attack with either clients or count, or neither of the three")
         if self.strength is not None and self.attack in ("none", "mimic", "nan", "inf"):
             raise ValueError(f"attack {self.attack!r} has no strength")

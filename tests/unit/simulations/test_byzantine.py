@@ -209,6 +209,13 @@ def test_attackers_that_cannot_be_are_refused(settings: dict[str, Any], message:
         attackers(ByzantineConfig(**settings), NAMES, SEEDS)
 
 
+def test_an_attack_by_nobody_is_none() -> None:
+    inner = engine()
+    assert hostile(inner, attack="ipm", count=0) is inner
+    config = ByzantineConfig.parse({"attack": "ipm", "count": 0}, "x.toml")
+    assert ByzantineConfig.parse(config.model_dump(), "printed") == config
+
+
 PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"attack": "nan"}, "expected an attack with either clients or count"),
     ({"attack": "nan", "count": 1, "clients": ["b"]}, "expected an attack with either clients or count"),
