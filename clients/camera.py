@@ -46,7 +46,7 @@ _ALWAYS = (
     Deviation(
         topic="arithmetic",
         paper="16-bit floats with loss scaling (released code)",
-        run="32-bit floats; bfloat16 in the forward pass where train.mixed_precision is set",
+        run="32-bit floats; bfloat16 in the forward pass where settings.train.mixed_precision is set",
         why="needs no loss scale, which the released code shares between clients",
     ),
 )

@@ -77,7 +77,7 @@ class Rules(Config):
     """The keys of a policy file.
 
     ``tasks``, ``units``, ``release_kinds``, ``server``: what is allowed; anything else is refused. ``clip_ceiling``:
-    largest clip bound. ``noise_floor``: smallest noise multiplier. ``max_rounds``: most rounds of one run.
+    largest clip bound (inf: any). ``noise_floor``: smallest noise multiplier. ``max_rounds``: most rounds of one run.
     ``relations``: default all three. ``code_sha256``: accepted versions of the app; without the key, any.
     ``allow_without_noise``, ``allow_central`` (the server adds the noise, and sees updates without it),
     ``allow_evaluation``: default false. ``budget``: one table per unit, over all runs; if there is one, every unit
@@ -88,8 +88,8 @@ class Rules(Config):
     units: tuple[AnyUnit, ...] = Field(min_length=1)
     relations: tuple[AnyRelation, ...] = Field(default=tuple(Relation), min_length=1)
     release_kinds: tuple[str, ...] = Field(min_length=1)
-    clip_ceiling: PositiveFloat
-    noise_floor: NonNegativeFloat
+    clip_ceiling: Annotated[PositiveFloat, Field(allow_inf_nan=True)]
+    noise_floor: Annotated[NonNegativeFloat, Field(allow_inf_nan=True)]
     max_rounds: PositiveInt
     server: str | tuple[str, ...] = Field(min_length=1)
     code_sha256: tuple[Digest, ...] | None = Field(default=None, min_length=1)

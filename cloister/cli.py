@@ -159,7 +159,7 @@ def world_make(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     layout: Annotated[str, typer.Option("--layout", help="sysu-mm01, regdb or llcm.")] = "sysu-mm01",
     preset: Preset = "tiny",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Write a procedural data set to DIR in a real data set's own layout."""
     from cloister.simulations import worlds

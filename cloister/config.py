@@ -15,10 +15,11 @@ _EXPECTED = {"model_type": "Input should be a table", "dict_type": "Input should
 class Config(pydantic.BaseModel):
     """A frozen, validated group of settings.
 
-    Values are never coerced silently across types (``"3"`` is not a number); integers are accepted for floats.
+    Values are never coerced silently across types (``"3"`` is not a number); integers are accepted for floats, numbers
+    that are not finite are not.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: dict[str, Any], source: str = "", *, at: str = "") -> Self:

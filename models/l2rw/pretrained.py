@@ -41,7 +41,7 @@ def load(network: ReidNetwork, file: str | Path) -> None:
     if unknown:
         raise WeightsError(
             f"{path}: expected a network with {network.config.blocks} blocks per stage, found the further keys "
-            f"{unknown[:3]} ({len(unknown)} in all); set model.blocks to those of the file, or give another file"
+            f"{unknown[:3]} ({len(unknown)} in all); set settings.model.blocks to the file's, or give another file"
         )
     with torch.no_grad():
         for name, source in wanted.items():
@@ -76,7 +76,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a file ending in {', '.join(readers)}; convert the weights to one of them"
         )
     if not path.is_file():
-        raise WeightsError(f"{path}: expected a weight file, found none; correct model.pretrained or set it to ''")
+        raise WeightsError(
+            f"{path}: expected a weight file, found none; correct settings.model.pretrained or set it to ''"
+        )
     values = reader(path)
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
         raise WeightsError(

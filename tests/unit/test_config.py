@@ -130,6 +130,8 @@ def test_every_fault_gets_a_line_of_its_own() -> None:
         {"nesterov": "true"},
         {"optimiser": {"rate": "0.1"}},
         {"optimiser": {"rate": True}},
+        {"optimiser": {"rate": float("inf")}},
+        {"optimiser": {"rate": float("nan")}},
         {"optimiser": {"milestones": [1.5]}},
         {"optimiser": {"milestones": 1}},
         {"optimiser": 3},
