@@ -173,8 +173,8 @@ class Chain:
         with _named(self.path):
             schema = dict(self._database().execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
             found = [Row(*row) for row in self._database().execute(_SELECT, (_LEAST,))]
-        for name, text in _SCHEMA.items():
-            if schema.get(name) != text:
+        for name in sorted(schema.keys() | _SCHEMA.keys()):
+            if schema.get(name) != _SCHEMA.get(name):
                 raise _tampered(self.path, 0, f"the table or trigger {name!r} that protects rows is not as it was made")
         head = self._check(found, Head())
         if noted is None and found:
