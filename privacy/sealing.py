@@ -58,9 +58,9 @@ def unseal(sealed: Arrays, *, key: bytes, context: str) -> dict[str, npt.NDArray
     Raises :class:`PrivacyError` if anything was changed, left out or added, and for another key or context: which of
     them cannot be known.
     """
-    count = len(sealed) - 1
-    cipher = _cipher(key, sealed["salt"].tobytes() if "salt" in sealed else b"")
+    count = max(len(sealed) - 1, 1)
     try:
+        cipher = _cipher(key, sealed["salt"].tobytes())
         parts = [
             cipher.decrypt(_nonce(index), sealed[f"part {index}"].tobytes(), _associated(context, count))
             for index in range(count)
