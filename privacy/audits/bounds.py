@@ -7,6 +7,7 @@ sound mechanism is accused no more often than ``1 - confidence``.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -24,10 +25,17 @@ _MOST = 1000.0
 
 def binomial_log_probabilities(trials: int, success: float) -> Scores:
     """Return ``log Pr[B = k]`` for ``k = 0..trials``, ``B`` binomial with probability ``success`` in (0, 1)."""
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
     count = np.arange(trials + 1)
-    values: Scores = logs[-1] - logs - logs[::-1] + count * math.log(success) + count[::-1] * math.log1p(-success)
+    values: Scores = _log_choices(trials) + count * math.log(success) + count[::-1] * math.log1p(-success)
     return values
+
+
+@lru_cache(maxsize=8)
+def _log_choices(trials: int) -> Scores:
+    """Return the logarithms of the binomial coefficients, kept because searches ask for the same ones again."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    choices: Scores = logs[-1] - logs - logs[::-1]
+    return choices
 
 
 def upper_limit(successes: int, trials: int, error: float) -> float:

@@ -69,7 +69,7 @@ class Attack:
 class Reconstruction:
     """The best of the restarts: ``images`` float32 ``[n, C, H, W]`` in [0, 1] with ``labels`` ``[n]``.
 
-    ``loss``: its distance to the target (``1 - cos``, or squared); ``trace``: that distance at each iteration.
+    ``loss``: their distance to the target (``1 - cos``, or squared); ``trace``: that distance at each iteration.
     """
 
     images: Tensor
@@ -155,10 +155,10 @@ def reconstruct(
         device = next(iter(wanted.values())).device
         images = (0.5 + 0.05 * torch.randn(size, generator=generator)).to(device).requires_grad_()
         distance = partial(_distance, simulation, wanted, labels, attack, statistics or {})
-        found = _lbfgs(images, distance, attack) if attack.method == "dlg" else _signed_adam(images, distance, attack)
-        trace, kept = found
-        if kept is not None and (best is None or trace[-1] < best.loss):
-            best = Reconstruction(images=kept, labels=labels.clone(), loss=trace[-1], trace=tuple(trace))
+        search = _lbfgs if attack.method == "dlg" else _signed_adam
+        trace, nearest, kept = search(images, distance, attack)
+        if math.isfinite(nearest) and (best is None or nearest < best.loss):
+            best = Reconstruction(images=kept, labels=labels.clone(), loss=nearest, trace=tuple(trace))
     if best is None:
         raise AuditError("inversion: expected a finite distance to the release, found none; lower the attack's step")
     return best
@@ -243,25 +243,29 @@ def _watched(network: nn.Module, statistics: Mapping[str, tuple[Tensor, Tensor]]
 Distance = Callable[[Tensor], tuple[Tensor, float]]
 
 
-def _signed_adam(images: Tensor, distance: Distance, attack: Attack) -> tuple[list[float], Tensor | None]:
+def _signed_adam(images: Tensor, distance: Distance, attack: Attack) -> tuple[list[float], float, Tensor]:
+    """Return the trace, and the nearest pictures that were met (early steps are long and overshoot)."""
     optimiser = torch.optim.Adam([images], lr=attack.step)
     milestones = [round(attack.iterations * share) for share in (3 / 8, 5 / 8, 7 / 8)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
     trace: list[float] = []
+    least, loss, kept = math.inf, math.inf, images.detach().clone()
     for _ in range(attack.iterations):
         total, match = distance(images)
-        if not math.isfinite(match):
-            return trace, None
+        trace.append(match)
+        if not math.isfinite(total.item()):
+            break
+        if total.item() < least:
+            least, loss, kept = total.item(), match, images.detach().clone()
         images.grad = torch.autograd.grad(total, images)[0].sign()
         optimiser.step()
         schedule.step()
         with torch.no_grad():
             images.clamp_(0, 1)
-        trace.append(match)
-    return trace, images.detach().float()
+    return trace, loss, kept
 
 
-def _lbfgs(images: Tensor, distance: Distance, attack: Attack) -> tuple[list[float], Tensor | None]:
+def _lbfgs(images: Tensor, distance: Distance, attack: Attack) -> tuple[list[float], float, Tensor]:
     optimiser = torch.optim.LBFGS(
         [images], lr=1.0, max_iter=attack.iterations, tolerance_grad=1e-12, tolerance_change=0
     )
@@ -276,5 +280,4 @@ def _lbfgs(images: Tensor, distance: Distance, attack: Attack) -> tuple[list[flo
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     final = images.detach().clamp(0, 1).float()
-    trace.append(distance(final.requires_grad_())[1])
-    return trace, final.detach() if math.isfinite(trace[-1]) else None
+    return trace, distance(final.requires_grad_())[1], final.detach()

@@ -106,7 +106,7 @@ def test_the_best_restart_is_kept_and_its_trace_falls() -> None:
     assert runs[1].loss <= runs[0].loss
     assert len(runs[0].trace) == 40
     assert runs[0].trace[-1] < 0.2 * runs[0].trace[0]
-    assert runs[0].loss == min(runs[0].trace[-1], runs[0].loss)
+    assert runs[0].loss <= runs[0].trace[-1] + 0.01
     assert 0 <= runs[1].images.min() <= runs[1].images.max() <= 1
 
 
