@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -24,30 +24,19 @@ Orders = NDArray[np.float64]
 
 _COARSEST, _FINEST = 1e-1, 1e-4  # between the losses of a PLD; dp-accounting's default is the finest
 _REFINE = 10  # from one grid to the next
-_EXCESS = 1e-5  # that a grid may add to epsilon, relative
+_EXCESS = 1e-5  # that a grid may add to an answer, relative
 _CELLS = 5e5  # of a grid up to epsilon: what has more is answered on a coarser grid, and is no plan anybody wants
 
 
 def pld_epsilon(events: Sequence[Event], delta: float) -> float:
-    """Return the epsilon of all events together by PLD: an upper bound on every grid, so on the finest that is needed.
-
-    What a grid adds falls with the square of its interval, so the difference between two tells what is left.
-    """
-    interval, before = _coarsest(events), math.inf
-    while True:
-        found = float(_composed(tuple(events), interval).get_epsilon_for_delta(delta))
-        exact = before - found <= _EXCESS * (_REFINE**2 - 1) * found
-        if exact or interval <= _FINEST or found / interval > _CELLS:
-            return found
-        interval, before = max(interval / _REFINE, _FINEST), found
+    """Return the epsilon of all events together by PLD."""
+    return _refined(events, lambda losses: losses.get_epsilon_for_delta(delta), lambda found: found)
 
 
 def pld_delta(events: Sequence[Event], epsilon: float) -> float:
-    """Return the delta of all events together by PLD, an upper bound on every grid."""
-    interval = _coarsest(events)
-    while interval > _FINEST and max(epsilon, _mean_loss(events)) / interval < _CELLS:
-        interval = max(interval / _REFINE, _FINEST)
-    return float(_composed(tuple(events), interval).get_delta_for_epsilon(epsilon))
+    """Return the delta of all events together by PLD."""
+    reach = max(epsilon, _mean_loss(events))
+    return _refined(events, lambda losses: losses.get_delta_for_epsilon(epsilon), lambda found: reach)
 
 
 def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
@@ -72,6 +61,21 @@ def _library(module: str) -> Any:
         raise PlanError(
             f"accounting: expected dp-accounting to be installed, found {error}; pip install 'cloister[privacy]'"
         ) from error
+
+
+def _refined(events: Sequence[Event], ask: Callable[[Any], float], reach: Callable[[float], float]) -> float:
+    """Return the answer on the coarsest grid that is fine enough; every grid gives an upper bound.
+
+    What a grid adds falls with the square of its interval, so the difference between two tells what is left.
+    ``reach(answer)``: up to which loss a grid matters.
+    """
+    interval, before = _coarsest(events), math.inf
+    while True:
+        found = float(ask(_composed(tuple(events), interval)))
+        exact = before - found <= _EXCESS * (_REFINE**2 - 1) * found
+        if exact or interval <= _FINEST or reach(found) / interval > _CELLS:
+            return found
+        interval, before = max(interval / _REFINE, _FINEST), found
 
 
 @contextlib.contextmanager
