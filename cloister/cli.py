@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cloister.cli_ledger import ledger_app
 from cloister.errors import CloisterError, ConfigError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ world_app = typer.Typer(help="Make procedural data with ground truth, in a real 
 data_app = typer.Typer(help="Check and cut data sets on disk.")
 app.add_typer(world_app, name="world", no_args_is_help=True)
 app.add_typer(data_app, name="data", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger", no_args_is_help=True)
 
 console = Console(stderr=True)
 
@@ -228,7 +230,6 @@ def _warm_up(engine: str) -> None:
 
 _LATER = {
     "verify": "offline check of a run's transcript",
-    "ledger": "a site's ledger: show, budget",
     "node": "central diffusion and MLLM nodes",
     "mllm-eval": "evaluation by the MLLM node",
     "cluster": "Ray clusters: check, slurm, kuberay, up, down",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cloister.errors import LedgerError
+from cloister.privacy.accounting import epsilon
 from cloister.privacy.chain import Chain, Head, canonical
 from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, Unit
@@ -24,14 +25,6 @@ from cloister.privacy.settings import Budget
 FILE_NAME = "ledger.sqlite"
 
 Cost = Callable[[Sequence[Event], float], float]
-
-
-def epsilon(events: Sequence[Event], delta: float) -> float:
-    """Return what these events cost together, by the accountant of this library."""
-    import importlib
-
-    accounting = importlib.import_module("cloister.privacy.accounting")
-    return float(accounting.epsilon(events, delta))
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,8 @@ class Ledger:
 
     Guarantee: the events of everything that was released by way of it are in it, over all runs and after ``kill -9``
     at any moment; while a budget is in force for a unit, ``cost`` of all its events stays within it; a round of a run
-    is released once (the same bytes may be sent again). Every method raises :class:`LedgerError`, after which nothing
-    may leave.
+    is released once (the same bytes may be sent again). Every method raises :class:`LedgerError`, and what ``cost``
+    raises passes; nothing may leave after either.
     """
 
     def __init__(self, chain: Chain, cost: Cost) -> None:

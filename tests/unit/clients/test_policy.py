@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -133,6 +134,17 @@ def test_an_owner_may_allow_more(path: Path, old: str, new: str, change: dict[st
     assert old in TEXT
     path.write_text(TEXT.replace(old, new))
     Policy.of(str(path)).admit(replace(Request(), **change))
+
+
+def test_the_example_of_the_documentation_is_complete(project: Path, path: Path) -> None:
+    page = (project / "docs" / "privacy" / "site-policy.md").read_text()
+    (example,) = re.findall(r"```toml title=policy.toml\n(.*?)```", page, re.DOTALL)
+    path.write_text(example)
+    policy = Policy.of(str(path))
+    assert policy.budget(Unit.SUBJECT) == Budget(epsilon=4.0, delta=1e-5)
+    policy.admit(Request(noise_multiplier=1.0, code="any"))
+    table = set(re.findall(r"^\| `(\w+)[`.]", page, re.MULTILINE))
+    assert table == set(Rules.model_fields)  # every key is explained
 
 
 def test_an_owner_may_allow_plans_without_noise(path: Path) -> None:
