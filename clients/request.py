@@ -107,7 +107,8 @@ def content_digest(message: Message) -> str:
     digest = hashlib.sha256()
     for kind, record in sorted(message.content.items()):
         for key, value in sorted(record.items()):
-            one: Any = array_record({key: view(value)}) if isinstance(value, Array) else type(record)({key: value})
+            make: Any = type(record)
+            one = array_record({key: view(value)}) if isinstance(value, Array) else make({key: value})
             digest.update(dump(RecordDict({kind: one})))
     return digest.hexdigest()
 

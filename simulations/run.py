@@ -22,6 +22,7 @@ from cloister.server.evaluation.selection import PREFIX
 from cloister.simulations import auditing, card, recording, report, sweep
 from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.byzantine import with_attackers
+from cloister.simulations.claims import privacy_of
 from cloister.simulations.deviations import deviations
 from cloister.simulations.engines import open_grid
 from cloister.simulations.experiment import Experiment
@@ -124,6 +125,7 @@ def _execute(prepared: Prepared, folder: Path, known: RunRecord | None, console:
             record.save(folder)
         elif not record.final:
             finish, scores = _train(prepared, folder, record, display)
+            record.privacy = privacy_of(prepared, folder, run_id(folder))
             recording.finish(record, folder, prepared, finish, scores)
             record.save(folder)
         for name in experiment.baselines:

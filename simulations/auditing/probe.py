@@ -51,6 +51,10 @@ class Probe(ABC):
         """Return pixels in [0, 1], ``[n, 3, H, W]``, as the network takes them."""
 
     @abstractmethod
+    def embed_pixels(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return one feature per picture in [0, 1], ``[n, 3, H, W]``."""
+
+    @abstractmethod
     def embed(self, model: nn.Module, records: Records) -> NDArray:
         """Return one feature per record, float32 ``[n, D]``, of length 1."""
 
@@ -79,6 +83,11 @@ class ReidProbe(Probe):
             torch.tensor(values, device=images.device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD)
         )
         return (images - mean) / std
+
+    def embed_pixels(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the features behind the neck, as of visible images."""
+        feature: Tensor = model(self.prepare(images), torch.zeros(len(images), dtype=torch.bool)).feature
+        return feature
 
     def embed(self, model: nn.Module, records: Records) -> NDArray:
         """Return the features behind the neck."""

@@ -22,11 +22,10 @@ from cloister.privacy.steps import NoisyMean
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.server.app import load_arrays
+from cloister.simulations.claims import DELTA
 from cloister.simulations.prepare import Prepared
 from cloister.simulations.record import RunRecord
 from cloister.strategies.streams import SumNoise
-
-_DELTA = 1e-5  # where the plan has no budget that names one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class Victim:
     @property
     def delta(self) -> float:
         """The delta at which bounds are stated: the plan's."""
-        return self.plan.budget.delta if self.plan.budget else _DELTA
+        return self.plan.budget.delta if self.plan.budget else DELTA
 
     def claimed(self, unit: Unit, key: str = "epsilon") -> float | None:
         """Return the epsilon that the run claims for a unit, if it claims one at :attr:`delta`."""

@@ -161,8 +161,8 @@ def test_no_secret_is_in_the_run_folder_but_where_it_belongs(tmp_path: Path, qui
 
 
 def test_a_plan_that_does_not_hold_ends_before_anything_is_written(tmp_path: Path, quiet: Any) -> None:
-    robust = experiment("central", strategy={"name": "fedmedian", "weighting": "uniform"})
+    by_records = experiment("central", strategy={"name": "fedavg", "weighting": "examples"})
     with pytest.raises(PlanError) as refused:
-        runner.run(robust, tmp_path / "run", console=quiet)
+        runner.run(by_records, tmp_path / "run", console=quiet)
     assert "instead" in str(refused.value)
     assert not (tmp_path / "run").exists()
