@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 
 from cloister.privacy.plan import Plan
-from cloister.simulations.auditing import results
+from cloister.simulations.auditing.findings import results
 from cloister.simulations.guarantees import not_protected, protected
 from cloister.simulations.record import RunRecord, write_whole
 from cloister.simulations.report import summary

@@ -10,8 +10,10 @@ from pathlib import Path
 import jinja2
 
 from cloister.errors import RunError
+from cloister.privacy.plan import Plan
 from cloister.simulations import report_pictures as pictures
 from cloister.simulations import report_views as views
+from cloister.simulations.guarantees import not_protected, protected
 from cloister.simulations.record import Number, RunRecord, traffic_totals, write_whole
 from cloister.simulations.report_curves import learning, metric_points, stage_times, sweep_curves
 from cloister.simulations.report_figures import Figure, Series, curves
@@ -83,8 +85,11 @@ def render(run: Path) -> str:
         stage_table=views.stage_table(record),
         rejected=[(entry.round, reply) for entry in record.rounds for reply in entry.rejected],
         plan=views.flatten(record.privacy.plan),
-        claims=[views.flatten(claim) for claim in record.privacy.claims],
-        audits=[views.flatten(audit) for audit in record.privacy.audits],
+        claims=record.privacy.claims,
+        protected=protected(Plan.of(record.privacy.plan, "the record's plan")),
+        not_protected=not_protected(Plan.of(record.privacy.plan, "the record's plan")),
+        audits=views.audit_table(record),
+        audit_pictures=pictures.audits(run, record),
         settings=views.flatten(record.settings),
     )
 

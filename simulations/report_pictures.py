@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from cloister.simulations.record import CameraMatrix, Number, Retrieval, RetrievedImage
+from cloister.simulations.auditing.findings import results
+from cloister.simulations.record import CameraMatrix, Number, Retrieval, RetrievedImage, RunRecord
 from cloister.simulations.report_words import direction_label
 
 _STRIP_HEIGHT_PX = 160
@@ -120,3 +121,15 @@ def _data_uri(run: Path, image: RetrievedImage) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def audits(run: Path, record: RunRecord) -> list[Picture]:
+    """Return the pictures of a run's audits; one whose file is gone, or lies outside the run's folder, is left out."""
+    found = []
+    for audit in results(record.privacy.audits):
+        for name in audit.pictures:
+            path = (run / name).resolve()
+            if path.is_relative_to(run.resolve()) and path.is_file():
+                uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+                found.append(Picture(uri=uri, alternative=audit.text, caption=audit.name, camera="", correct=None))
+    return found

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloister.simulations.auditing.findings import results
 from cloister.simulations.record import Metrics, Number, RunRecord
 from cloister.simulations.report_words import (
     axis_label,
@@ -134,6 +135,30 @@ def point_table(record: RunRecord) -> Table:
         for point in sweep.points
     ]
     return Table(columns=[axis_label(sweep.x), *(metric_label(name) for name in names)], rows=rows)
+
+
+def audit_table(record: RunRecord) -> Table:
+    """Return what attacks measured beside what is claimed; a bar shows how much of the claim was found to be spent."""
+    rows = []
+    for audit in results(record.privacy.audits):
+        share = audit.epsilon / audit.claimed if audit.epsilon is not None and audit.claimed else None
+        failed = "claim disproved" if audit.claimed is not None else "attack succeeded"
+        rows.append(
+            Row(
+                name=audit.name,
+                note=audit.text,
+                cells=[
+                    str(audit.unit),
+                    "–" if audit.epsilon is None else f"{audit.epsilon:.2f}",
+                    "–" if audit.claimed is None else f"{audit.claimed:.2f}",
+                    "holds" if audit.passed else failed,
+                ],
+                bar=None if share is None else min(1.0, share),
+                strong=not audit.passed,
+            )
+        )
+    columns = ["unit", "ε at least", "ε claimed", "verdict"]
+    return Table(columns=columns, rows=rows, bars="share of the claim that was seen")
 
 
 def stage_table(record: RunRecord) -> Table:

@@ -13,6 +13,7 @@ from rich.console import Console
 from cloister.errors import AuditError
 from cloister.privacy.audits.result import AuditResult
 from cloister.privacy.events import Unit
+from cloister.simulations.auditing.findings import results
 from cloister.simulations.auditing.victim import Victim
 
 Applies = Callable[[Victim], bool]
@@ -83,16 +84,6 @@ def audit(victim: Victim, names: Sequence[str], *, console: Console) -> list[Aud
         for result in found:
             console.print(f"{result.name}: {result.text}", markup=False, highlight=False)
     return results(record.privacy.audits)
-
-
-def results(audits: Sequence[object]) -> list[AuditResult]:
-    """Return the results that a record holds."""
-    found = []
-    for values in audits:
-        if not isinstance(values, dict):
-            raise AuditError(f"audits in the record: expected tables, found {type(values).__name__}")
-        found.append(AuditResult.of({key: value for key, value in values.items() if key != "audit"}))
-    return found
 
 
 def contradicted(audits: Sequence[AuditResult]) -> list[AuditResult]:

@@ -1,5 +1,6 @@
 """One-shot canary clients in a repetition of the run: virtual clients that each send a direction of their own."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,6 +10,7 @@ from cloister.privacy.audits.result import AuditResult
 from cloister.privacy.events import Unit
 from cloister.privacy.noise import NoiseSource
 from cloister.server.app import RoundReport, initial_arrays, serve
+from cloister.simulations.audit_pictures import canary_histogram
 from cloister.simulations.auditing.canary_grid import CanaryGrid
 from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.engines import open_grid
@@ -38,4 +40,7 @@ def canary_clients(victim: Victim) -> list[AuditResult]:
         with open_grid(prepared.experiment.engine, prepared.nodes(folder / "clients")) as grid:
             serve(CanaryGrid(grid, canaries, NoiseSource.fresh()), assignment)
         scores = watch[0].final()
-    return [audit_canaries(canaries, scores, delta=victim.delta, claimed=victim.claimed(Unit.CLIENT))]
+    used, unused = scores[:_CANARIES], scores[_CANARIES:]
+    path = canary_histogram(victim.pictures / "canary-clients.png", used, unused, size)
+    result = audit_canaries(canaries, scores, delta=victim.delta, claimed=victim.claimed(Unit.CLIENT))
+    return [replace(result, pictures=(str(path.relative_to(victim.folder)),))]

@@ -1,5 +1,7 @@
 """Linkage of the class centres that clients release, as the run's plan lets them out."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from cloister.errors import AuditError
@@ -10,6 +12,7 @@ from cloister.privacy.events import Unit
 from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
+from cloister.simulations.audit_pictures import linkage_bars
 from cloister.simulations.auditing.probe import probe_of
 from cloister.simulations.auditing.victim import Victim
 
@@ -34,7 +37,11 @@ def centre_linkage(victim: Victim) -> list[AuditResult]:
     centres, people = (np.concatenate(parts) for parts in zip(*released, strict=True))
     if not len(centres):
         raise AuditError("centre-linkage: expected released centres, found that the plan's least count drops them all")
-    return [audit_centres(centres, people, features[gallery], labels[gallery])]
+    result = audit_centres(centres, people, features[gallery], labels[gallery])
+    name = "noised" if victim.plan.centres else "as they are"
+    found = {name: (result.numbers["rank-1"], result.numbers["chance"])}
+    path = linkage_bars(victim.pictures / "centre-linkage.png", found)
+    return [replace(result, pictures=(str(path.relative_to(victim.folder)),))]
 
 
 def _gallery(rng: np.random.Generator, labels: NDArray) -> NDArray:

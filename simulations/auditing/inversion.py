@@ -1,6 +1,4 @@
-"""Gradient inversion on the run's own model: pictures of people, from what leaves a client without and with the plan."""
-
-from pathlib import Path
+"""Gradient inversion on the run's own model: pictures, from what leaves a client without and with its plan."""
 
 import numpy as np
 import torch
@@ -10,9 +8,9 @@ from cloister.errors import AuditError
 from cloister.models.spec import Group
 from cloister.privacy.audits.inversion import Attack, LocalSteps, Reconstruction, Simulation, reconstruct
 from cloister.privacy.audits.result import AuditResult
-from cloister.privacy.audits.similarity import audit_reconstruction
+from cloister.privacy.audits.similarity import Embed, audit_reconstruction, identity_similarity, psnr, ssim
 from cloister.privacy.noise import NoiseSource
-from cloister.simulations.auditing.pictures import reconstructions
+from cloister.simulations.audit_pictures import Column, measures, reconstruction_grid
 from cloister.simulations.auditing.probe import Probe, Records, probe_of
 from cloister.simulations.auditing.victim import Victim, seen
 
@@ -77,7 +75,7 @@ def _judged(
     def embed(images: Tensor) -> Tensor:
         return probe.embed_pixels(model, images)
 
-    def judge(images: Tensor, pictures: tuple[str, ...] = ()) -> AuditResult:
+    def judge(images: Tensor) -> AuditResult:
         return audit_reconstruction(
             originals,
             images,
@@ -85,12 +83,16 @@ def _judged(
             gallery=gallery,
             gallery_labels=records.labels,
             labels=labels.numpy(),
-            pictures=pictures,
         )
 
+    columns = [
+        Column(title="original", images=originals.numpy(), captions=[""] * len(originals)),
+        Column(title="without protection", images=bare.numpy(), captions=_captions(originals, bare, embed)),
+        Column(title="under this plan", images=protected.numpy(), captions=_captions(originals, protected, embed)),
+    ]
+    path = reconstruction_grid(victim.pictures / "inversion.png", columns)
     before, after = judge(bare), judge(protected)
-    path = reconstructions(victim.pictures, originals, bare, protected, before, after)
-    pictures = (str(Path(path).relative_to(victim.folder)),)
+    pictures = (str(path.relative_to(victim.folder)),)
     numbers = {**after.numbers, **{f"{name}-bare": value for name, value in before.numbers.items()}}
     text = f"Without the plan: {before.text} As the plan lets the gradient out: {after.text}"
     return AuditResult(
@@ -102,3 +104,13 @@ def _judged(
         pictures=pictures,
         text=text,
     )
+
+
+def _captions(originals: Tensor, images: Tensor, embed: Embed) -> list[str]:
+    quality = zip(
+        psnr(originals, images).tolist(),
+        ssim(originals, images).tolist(),
+        identity_similarity(originals, images, embed).tolist(),
+        strict=True,
+    )
+    return [measures(*one) for one in quality]

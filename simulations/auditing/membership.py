@@ -14,6 +14,7 @@ from cloister.privacy.audits.lira import audit_lira, by_subject, lira_scores, ov
 from cloister.privacy.audits.result import AuditResult
 from cloister.privacy.events import Unit
 from cloister.server.app import RoundReport, load_arrays, serve
+from cloister.simulations.audit_pictures import membership_roc
 from cloister.simulations.auditing.probe import Records, probe_of
 from cloister.simulations.auditing.shadow import ShadowTask
 from cloister.simulations.auditing.victim import Victim
@@ -48,15 +49,19 @@ def membership(victim: Victim) -> list[AuditResult]:
         np.stack([lira_scores(look[shadows], coins[shadows], observed) for observed in look[attacked]])
         for look in seen.swapaxes(0, 1)
     ]
+    scores = over_rounds(np.stack(looks))
+    inside, outside = scores[coins[attacked]], scores[~coins[attacked]]
+    path = membership_roc(victim.pictures / "membership.png", {"likelihood ratio": (inside, outside)})
     result = audit_lira(
-        over_rounds(np.stack(looks)),
+        scores,
         coins[attacked],
         unit=Unit.SUBJECT,
         statistic="likelihood ratio of the margin of a person's images to her own mean, summed over rounds",
         delta=victim.delta,
         claimed=victim.claimed(Unit.SUBJECT),
     )
-    return [replace(result, numbers={**result.numbers, "shadows": float(_SHADOWS), "looks": float(seen.shape[1])})]
+    numbers = {**result.numbers, "shadows": float(_SHADOWS), "looks": float(seen.shape[1])}
+    return [replace(result, numbers=numbers, pictures=(str(path.relative_to(victim.folder)),))]
 
 
 def _shadow_coins(rng: np.random.Generator, people: int) -> Coins:

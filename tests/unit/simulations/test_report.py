@@ -7,18 +7,23 @@ import pytest
 from PIL import Image
 
 from cloister.errors import RunError
+from cloister.privacy.audits.result import AuditResult
+from cloister.privacy.events import Unit
+from cloister.privacy.plan import Plan
 from cloister.simulations import report
 from cloister.simulations.record import (
     CameraMatrix,
     Client,
     Deviation,
     Evaluation,
+    Point,
     Privacy,
     Rejection,
     Retrieval,
     RetrievedImage,
     Round,
     RunRecord,
+    Sweep,
     Traffic,
 )
 from cloister.simulations.report_figures import Series, curves
@@ -162,11 +167,70 @@ def test_report_shows_cost_deviations_drops_and_the_command(run: Path) -> None:
 def test_a_run_without_claims_says_so_plainly(run: Path) -> None:
     assert "No formal privacy guarantee is claimed" in Page(report.render(run)).words
     record = RunRecord.load(run)
-    record.privacy = Privacy(plan={"unit": "subject"}, claims=[{"epsilon": 4.0, "delta": 1e-5}])
+    record.privacy = privacy()
     record.save(run)
     words = Page(report.render(run)).words
     assert "No formal privacy guarantee" not in words
-    assert "epsilon" in words
+    assert "ε = 4.00 at δ = 1e-05 per subject" in words
+    assert "Of 9 people the worst loses 4." in words
+    assert "every person, with all of her records at all clients" in words
+    assert "what a client's group of people has in common" in words
+
+
+def test_lower_bounds_stand_beside_claims_with_their_pictures(run: Path) -> None:
+    record = RunRecord.load(run)
+    record.privacy = privacy()
+    record.save(run)
+    (run / "audits").mkdir()
+    Image.new("RGB", (8, 8)).save(run / "audits" / "canaries.png")
+    Image.new("RGB", (8, 8)).save(run.parent / "outside.png")
+    page = Page(report.render(run))
+    assert "one-run" in page.words
+    assert "1.254.00holds" in page.words.replace("\n", "")
+    images = [image for image in page.of("img") if image["alt"] == "400 canaries."]
+    assert len(images) == 1  # the file outside the run's folder is not shown
+    assert images[0]["src"].startswith("data:image/png;base64,")
+
+
+def privacy() -> Privacy:
+    plan = {"unit": "subject", "mechanism": "dp-sgd", "steps": 2, "noise_multiplier": 1.0, "clip": {"bound": 1.0}}
+    claim = {"unit": "subject", "epsilon": 4.0, "delta": 1e-5, "text": "Of 9 people the worst loses 4."}
+    audit = AuditResult(
+        name="one-run",
+        unit=Unit.SUBJECT,
+        statistic="weight",
+        passed=True,
+        text="400 canaries.",
+        epsilon=1.25,
+        delta=1e-5,
+        claimed=4.0,
+        pictures=("audits/canaries.png", "../outside.png"),
+    )
+    return Privacy(plan=Plan.of(plan).values(), claims=[claim], audits=[{"audit": "one-run", **audit.values()}])
+
+
+def test_a_sweep_has_a_curve_per_series_and_a_row_per_point(run: Path) -> None:
+    record = RunRecord.load(run)
+    points = [
+        Point(series=name, name=f"{name}-{x:g}", x=x, metrics={"rank1": y, "epsilon": x}, folder=f"points/{name}-{x:g}")
+        for name, x, y in (
+            ("subject", 4.0, 0.1),
+            ("subject", 16.0, 0.3),
+            ("example", 4.0, 0.25),
+            ("example", 16.0, 0.5),
+        )
+    ]
+    bare = Point(series="none", name="none", metrics={"rank1": 0.6}, folder="points/none")
+    record.sweep = Sweep(title="Utility", x="epsilon", y=["rank1", "gone"], logarithmic=True, points=[*points, bare])
+    record.save(run)
+    page = Page(report.render(run))
+    drawing = [tag for tag in page.of("svg") if "against" in tag.get("aria-label", "")]
+    assert [tag["aria-label"] for tag in drawing] == [
+        "Rank-1 against ε claimed. subject: 10.0 % → 30.0 %; example: 25.0 % → 50.0 %; none: 60.0 %"
+    ]
+    words = page.words.replace("\n", "")
+    assert "subject-16points/subject-161630.0 %" in words
+    assert "nonepoints/none–60.0 %" in words
 
 
 def test_report_asks_nothing_of_any_network_and_runs_no_script(run: Path) -> None:
