@@ -46,7 +46,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises :class:`RunError` when it cannot be written (disk full): earlier checkpoints are untouched.
     """
     target = folder / f"round-{checkpoint.round:06d}"
-    temporary = folder / f".{target.name}.{os.getpid()}"
+    temporary = folder / f".{target.name}.partial"  # a killed process's is written over when its round runs again
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -27,6 +27,9 @@ class EvaluatorKind(Protocol):
 def check(experiment: Experiment) -> None:
     """Raise :class:`ConfigError` if the experiment's evaluation or selection cannot be used. Opens no data."""
     if not experiment.evaluator:
+        for table, values in (("evaluation", experiment.evaluation), ("selection", experiment.selection)):
+            if values:
+                raise ConfigError(f"{table}: expected no keys without an evaluator, found {sorted(values)}; name one")
         return
     _kind(experiment).check(experiment.settings, experiment.evaluation)
     if experiment.selection:

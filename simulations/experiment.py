@@ -32,6 +32,13 @@ class EngineConfig(Config):
     sites: dict[str, int] = Field(default_factory=dict)
     site_of: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _sites_have_actors(self) -> Self:
+        for client, site in self.site_of.items():
+            if self.sites.get(site, 0) < 1:
+                raise ValueError(f"expected actors at site {site}, where {client} runs; set engine.sites.{site} = 1")
+        return self
+
 
 class ByzantineConfig(Config):
     """Hostile clients of a simulation: an attack, and who makes it (``clients`` by name, or ``count`` of them, drawn).

@@ -156,6 +156,9 @@ def prepare(experiment: Experiment, *, console: Console | None = None) -> Prepar
     data = find_data(experiment, console)
     given = load_task(experiment.task, experiment.settings, data)
     given.check_data()
+    unknown = sorted(set(experiment.engine.site_of) - set(given.clients()))
+    if unknown:
+        raise ConfigError(f"engine.site_of: expected clients of the task, found {unknown}; correct their names")
     settings = json.dumps(given.resolved())
     task = load_task(experiment.task, json.loads(settings), data)
     return Prepared(

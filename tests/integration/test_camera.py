@@ -239,6 +239,9 @@ def test_bad_settings_are_named_before_anything_starts(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("engine.site_of.cam1='north'", r"engine: expected actors at site north, .* set engine\.sites\.north = 1"),
+        ("engine={sites={north=1},site_of={cam9='north'}}", r"engine\.site_of: expected clients .*, found \['cam9'\]"),
+        ("evaluator=''", r"evaluation: expected no keys without an evaluator, found \['draws', 'retrievals'\]"),
         ("strategy.cohort_size=7", r"strategy\.cohort_size: .* needs 7 clients a round, found 6 .*; lower it"),
         ("strategy.quorum.replies=7", r"strategy\.quorum\.replies: .* needs 7 clients a round, found 6"),
         ("strategy.quorum.nodes=9", r"strategy\.quorum\.nodes: .* needs 9 clients a round, found 6"),

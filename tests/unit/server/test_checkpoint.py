@@ -139,16 +139,16 @@ def test_all_damaged_is_an_error_that_names_them(two: Path) -> None:
         latest(two)
 
 
-def test_what_a_killed_process_left_is_not_a_checkpoint(two: Path) -> None:
-    shutil.copytree(two / "round-000004", two / ".round-000005.4242")
+def test_what_is_not_complete_is_no_checkpoint(two: Path) -> None:
+    shutil.copytree(two / "round-000004", two / ".round-000005.partial")
     (two / "round-7").mkdir()
     (two / "round-000009.old").mkdir()
     assert rounds(two) == [3, 4]
     assert loaded(two).round == 4
 
 
-def test_what_this_process_left_is_cleared(two: Path) -> None:
-    left = two / f".round-000005.{os.getpid()}"
+def test_what_a_killed_process_left_of_a_round_is_written_over(two: Path) -> None:
+    left = two / ".round-000005.partial"
     left.mkdir()
     (left / "junk").write_text("")
     save(two, make(5))
