@@ -14,7 +14,11 @@ from rich.table import Table
 
 from cloister.errors import ConfigError
 
-BENCHES = {"engines": "cloister.bench.engines", "evaluation": "cloister.bench.evaluation"}
+BENCHES = {
+    "engines": "cloister.bench.engines",
+    "evaluation": "cloister.bench.evaluation",
+    "privacy": "cloister.bench.privacy",
+}
 ALL = "all"
 
 

@@ -280,6 +280,10 @@ def _contradictions(plan: Plan) -> dict[str, bool]:
         "weight_cap: expected a positive number of records for weighting capped, found 0": plan.weighting
         is Weighting.CAPPED
         and plan.weight_cap == 0,
+        "clip.kind: expected a bound that stays, found adaptive under mechanism matrix, whose noise of one round "
+        "covers others; set clip.kind = 'flat'": clip is not None
+        and clip.kind is ClipKind.ADAPTIVE
+        and plan.mechanism is Mechanism.MATRIX,
         "clip.per_layer: expected a bound for each name prefix for kind per-layer, and none otherwise": clip is not None
         and (clip.kind is ClipKind.PER_LAYER) != bool(clip.per_layer),
     }

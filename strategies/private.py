@@ -162,8 +162,9 @@ class NoisyMean(Fold):
         }
 
     def _release(self) -> dict[str, NDArray]:
-        privacy, bound = self._privacy, self._privacy.bound
-        noise = privacy.stream.draw(self._number, {name: it.shape for name, it in self._current.items()}, bound)
+        privacy = self._privacy
+        shapes = {name: it.shape for name, it in self._current.items()}
+        noise = privacy.stream.draw(self._number, shapes, privacy.most)  # what is accepted is what is covered
         released = {_SUM + name: total + noise[name] for name, total in self._sum.totals().items()}
         if privacy.adaptive:
             source = privacy.noise.fork("bits", self._number)

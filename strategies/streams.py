@@ -17,7 +17,7 @@ class SumNoise:
     def __init__(self, plan: Plan, noise: NoiseSource) -> None:
         """Serve ``plan``; a matrix mechanism's factor is chosen here, for all its rounds."""
         self._source = noise.fork("sum")
-        self._std = plan.update_multiplier * plan.spread
+        self._multiplier = plan.update_multiplier * plan.spread
         self._key = noise.fork("seal").integers(256, 32).astype("uint8").tobytes()
         self._context = plan.digest
         self._stream: NoiseStream | None = None
@@ -31,7 +31,6 @@ class SumNoise:
                 bands=matrix.bands,
                 buffers=matrix.buffers,
             )
-            self._std *= factorisation.sensitivity
             self._stream = NoiseStream(factorisation, self._source)
 
     @property
@@ -42,9 +41,9 @@ class SumNoise:
     def draw(self, number: int, shapes: Shapes, bound: float) -> dict[str, NDArray]:
         """Return the noise of round ``number`` for a sum in which one unit moves by ``bound`` at most, float64."""
         if self._stream is not None:
-            return dict(self._stream.next(shapes, self._std * bound))
+            return dict(self._stream.next(shapes, self._stream.std(self._multiplier, bound)))
         source = self._source.fork(number)
-        return {name: source.fork(name).gaussian(shape, self._std * bound) for name, shape in shapes.items()}
+        return {name: source.fork(name).gaussian(shape, self._multiplier * bound) for name, shape in shapes.items()}
 
     def state(self) -> dict[str, NDArray]:
         """Return the sealed memory of correlated noise; empty where noise is independent."""

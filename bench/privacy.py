@@ -1,0 +1,234 @@
+"""``cloister bench privacy``: what privacy costs, each against training without it or against a library, in one run.
+
+One core. Example-level steps are compared with bare Opacus on the same batches; subject-level and client-level training
+with plain training on as many records; the ledger is timed in memory, so that no disk is waited for.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cloister.bench import target
+from cloister.bench.process import NotMeasured, measured
+from cloister.privacy.accounting import epsilon
+from cloister.privacy.dpsgd import PrivateData, RecordSteps
+from cloister.privacy.entries import Entry, EntryKind
+from cloister.privacy.events import Event, EventKind, Relation, Sampler, Unit
+from cloister.privacy.ledger import Ledger
+from cloister.privacy.noise import NoiseSource
+from cloister.privacy.per_record import Method
+from cloister.privacy.sampling import Everyone
+from cloister.privacy.subjects import UnitSteps
+
+RECORDS, PER_SUBJECT, STEPS, REPETITIONS = 64, 4, 4, 7
+PLAIN, OPACUS = "plain training", "bare Opacus, hooks"
+EXAMPLE, GHOST, SUBJECT = "example level, hooks", "example level, ghost clipping", "subject level"
+UNPLANNED, CLIENT = "a client's round without a plan", "a client's round, client level"
+LEDGER, ACCOUNT = "ledger append, fsync excluded", "accountant, 10,000 events"
+
+_TIMEOUT_S = 600.0
+_ONE_THREAD = {
+    **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
+    "CUDA_VISIBLE_DEVICES": "",
+}
+Seconds = dict[str, list[float]]
+
+
+def measure(console: Console) -> dict[str, Any]:
+    """Return ``rows`` (``kind``, ``seconds``: median, ``spread``, ``repetitions``, ``why``) and ``targets``."""
+    why, found = "", Seconds()
+    try:
+        found = measured(["-m", "cloister.bench.privacy"], timeout_s=_TIMEOUT_S, environment=_ONE_THREAD)
+    except NotMeasured as reason:
+        why = str(reason)
+    kinds = (PLAIN, OPACUS, EXAMPLE, GHOST, SUBJECT, UNPLANNED, CLIENT, LEDGER, ACCOUNT)
+    rows = [_row(kind, found.get(kind, []), why) for kind in kinds]
+    seconds = {row["kind"]: row["seconds"] for row in rows}
+
+    def ratio(one: str, other: str) -> float | None:
+        return seconds[one] / seconds[other] if seconds[one] and seconds[other] else None
+
+    return {
+        "rows": rows,
+        "targets": [
+            target(f"{EXAMPLE} / {OPACUS}", ratio(EXAMPLE, OPACUS), "<= 1.1"),
+            target(f"{SUBJECT} / {PLAIN}", ratio(SUBJECT, PLAIN), "<= 2.5"),
+            target(f"{CLIENT} / {UNPLANNED}", ratio(CLIENT, UNPLANNED), "<= 1.05"),
+            target(f"{LEDGER}: s", seconds[LEDGER], "<= 0.002"),
+            target(f"{ACCOUNT}: s", seconds[ACCOUNT], "<= 1"),
+        ],
+    }
+
+
+def network() -> nn.Module:
+    """Return a small convolutional network with GroupNorm: 279,786 parameters, 32 x 32 pixels, ten classes."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inside, outside in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.GroupNorm(8, outside), nn.ReLU()]
+    layers += [nn.Conv2d(128, 160, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(160, 10))
+
+
+def losses(model: nn.Module, records: tuple[Tensor, ...]) -> Tensor:
+    """Return the loss of each record."""
+    return functional.cross_entropy(model(records[0]), records[1], reduction="none")
+
+
+def records() -> tuple[Tensor, Tensor]:
+    """Return pictures and labels."""
+    draws = torch.Generator().manual_seed(1)
+    return torch.rand(RECORDS, 3, 32, 32, generator=draws), torch.randint(0, 10, (RECORDS,), generator=draws)
+
+
+def _plain() -> Callable[[], None]:
+    model, (images, labels) = network(), records()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            optimiser.zero_grad()
+            losses(model, (images, labels)).mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+    return steps
+
+
+def _opacus() -> Callable[[], None]:
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    model, (images, labels) = GradSampleModule(network()), records()
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimiser = DPOptimizer(inner, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=RECORDS)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            optimiser.zero_grad()
+            losses(model, (images, labels)).mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+    return steps
+
+
+def _private(kind: str) -> Callable[[], None]:
+    model, (images, labels) = network(), records()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    common: dict[str, Any] = {
+        "sampler": Everyone(),
+        "steps": STEPS,
+        "bounds": {"": 1.0},
+        "noise_multiplier": 1.0,
+        "physical": RECORDS,
+    }
+    owners = [str(index // PER_SUBJECT) for index in range(RECORDS)]
+    if kind == SUBJECT:
+        runs: Any = UnitSteps(**common, records=PER_SUBJECT, denominator=RECORDS / PER_SUBJECT)
+    else:
+        method = Method.GHOST if kind == GHOST else Method.HOOKS
+        runs = RecordSteps(**common, unit=Unit.EXAMPLE, denominator=RECORDS, method=method)
+        owners = [str(index) for index in range(RECORDS)]
+
+    def fetch(indices: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[Tensor, ...]:
+        chosen = torch.from_numpy(indices)
+        return images[chosen], labels[chosen]
+
+    data, source = PrivateData(owners=owners, fetch=fetch), NoiseSource(bytes(32))
+    return lambda: runs.run(model, losses, data, optimiser, source)
+
+
+def _ledger(folder: Path) -> Callable[[], None]:
+    ledger, number = Ledger.open(folder / "ledger.sqlite"), [0]
+    event = Event(kind=EventKind.GAUSSIAN, noise_multiplier=1.0, unit=Unit.SUBJECT, relation=Relation.ADD_REMOVE)
+
+    def append() -> None:
+        number[0] += 1
+        ledger.append(
+            Entry(
+                kind=EntryKind.RELEASE,
+                run="bench",
+                round=number[0],
+                task="camera",
+                unit=Unit.SUBJECT,
+                relation=Relation.ADD_REMOVE,
+                kinds={"arrays": 1_000_000},
+                events=(event,),
+                content="0" * 64,
+            )
+        )
+
+    return append
+
+
+def events() -> list[Event]:
+    """Return 10,000 events of a site with many runs: ten rates and noise multipliers, in turn."""
+    return [
+        Event(
+            kind=EventKind.GAUSSIAN,
+            noise_multiplier=1.0 + 0.1 * (number % 10),
+            sampler=Sampler.POISSON,
+            rate=0.01 + 0.001 * (number % 10),
+            unit=Unit.SUBJECT,
+            relation=Relation.ADD_REMOVE,
+        )
+        for number in range(10_000)
+    ]
+
+
+def _timed(calls: dict[str, Callable[[], Any]], repetitions: int = REPETITIONS) -> Seconds:
+    """Return the seconds of each repetition, the calls in turn so that a slow moment hits all of them."""
+    found: Seconds = {kind: [] for kind in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repetitions):
+        for kind, call in calls.items():
+            begin = time.perf_counter()
+            call()
+            found[kind].append(time.perf_counter() - begin)
+    return found
+
+
+def _row(kind: str, seconds: list[float], why: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "seconds": round(statistics.median(seconds), 6) if seconds else None,
+        "spread": [round(min(seconds), 6), round(max(seconds), 6)] if seconds else None,
+        "repetitions": len(seconds),
+        "why": why,
+    }
+
+
+def main() -> None:
+    """Print the seconds of every kind as JSON."""
+    from cloister.bench.privacy_round import rounds
+
+    torch.set_num_threads(1)
+    steps = {PLAIN: _plain(), OPACUS: _opacus(), **{kind: _private(kind) for kind in (EXAMPLE, GHOST, SUBJECT)}}
+    found = _timed(steps)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as kept:
+        found |= _timed(rounds(Path(kept), UNPLANNED, CLIENT))
+        found |= _timed({LEDGER: _ledger(Path(kept))}, repetitions=200)
+    queried = events()
+    found |= _cold_account(queried)
+    print(json.dumps(found))
+
+
+def _cold_account(queried: list[Event]) -> Seconds:
+    """Time the first query of a process: the next ones are remembered."""
+    begin = time.perf_counter()
+    epsilon(queried, 1e-5)
+    return {ACCOUNT: [time.perf_counter() - begin]}
+
+
+if __name__ == "__main__":
+    main()
