@@ -78,6 +78,7 @@ class Chain:
         self._connection = connection
         self._clock = clock
         self._head = Head()  # of what this process has read and checked
+        self._unread: list[Row] = []  # of it, what nobody has asked for yet
         self._pid = os.getpid()
 
     @classmethod
@@ -93,7 +94,7 @@ class Chain:
             with _named(path):
                 connection.execute("PRAGMA synchronous=FULL")
             with chain.writing():  # the lock keeps others from adding rows between reading the head and the rows
-                chain.verify()
+                chain._take_in()
         except BaseException:
             connection.close()
             raise
@@ -112,7 +113,7 @@ class Chain:
             connection = sqlite3.connect(address, uri=True, timeout=_WAIT_S, isolation_level=None)
         chain = cls(path, connection, time.time)
         try:
-            chain.verify()
+            chain._take_in()
         except BaseException:
             connection.close()
             raise
@@ -160,15 +161,31 @@ class Chain:
             if not found or (found[0].number, found[0].digest) != (known.rows, known.digest):
                 raise _tampered(self.path, known.rows, "was there before and is another one or gone now")
             found = found[1:]
-        head = self._check(found, known)
-        self._head = head
-        return found
+        self._head = self._check(found, known)
+        unread, self._unread = self._unread, []
+        return unread + found
 
     def verify(self) -> int:
         """Recompute the whole chain from the file; return the number of rows.
 
         Raises :class:`LedgerError` that names the first bad row: changed, missing, moved, or cut off at the end.
         """
+        found, head = self._recomputed()
+        known = self._head
+        if known.rows > len(found) or (known.rows and found[known.rows - 1].digest != known.digest):
+            raise _tampered(self.path, known.rows, "was there before and is another one or gone now")
+        return head.rows
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _take_in(self) -> None:
+        """Read and check everything, when the file is opened."""
+        self._unread, self._head = self._recomputed()
+
+    def _recomputed(self) -> tuple[list[Row], Head]:
+        """Return all rows and their head, checked against one another and against the head that is noted."""
         noted = self._noted()  # before the rows: others may append meanwhile
         with _named(self.path):
             schema = dict(self._database().execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
@@ -178,6 +195,8 @@ class Chain:
                 raise _tampered(self.path, 0, f"the table or trigger {name!r} that protects rows is not as it was made")
         head = self._check(found, Head())
         if noted is None and found:
+            if self._noted() is not None:  # the first row came, and its head, while this process looked
+                return self._recomputed()
             raise _tampered(self.path, len(found), f"rows exist but their head {self.head_path.name} is gone")
         if noted is not None and noted.rows > len(found):
             raise _tampered(
@@ -189,13 +208,7 @@ class Chain:
             raise _tampered(
                 self.path, noted.rows, f"has not the digest in {self.head_path.name}: rewritten up to there"
             )
-        if self._head.rows > len(found) or (self._head.rows and found[self._head.rows - 1].digest != self._head.digest):
-            raise _tampered(self.path, self._head.rows, "was there before and is another one or gone now")
-        return head.rows
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        return found, head
 
     def _database(self) -> sqlite3.Connection:
         if os.getpid() != self._pid:  # SQLite loses data when a connection is carried over a fork
@@ -219,7 +232,10 @@ class Chain:
     def _noted(self) -> Head | None:
         try:
             values = json.loads(self.head_path.read_bytes())
-            return Head(int(values["rows"]), str(values["digest"]))
+            head = Head(int(values["rows"]), str(values["digest"]))
+            if head.rows < 0:
+                raise ValueError(f"expected a number of rows, found {head.rows}")
+            return head
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -311,5 +327,5 @@ def _named(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(
             f"{path}: the ledger cannot be read or written ({error}), so nothing may leave; free disk space, make the "
-            "folder writable for this user, or restore the file from a backup"
+            "folder writable for this user, end the process that locks the file, or restore it from a backup"
         ) from error

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Self
 
 from cloister.errors import LedgerError, PlanError
@@ -66,7 +67,7 @@ class Entry:
 
     def values(self) -> dict[str, Any]:
         """Return plain JSON values, from which :meth:`of` makes an equal entry."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {name: getattr(self, name) for name in _KEYS}
         values["kinds"] = dict(self.kinds)
         values["events"] = [event.values() for event in self.events]
         values["budget"] = self.budget.model_dump() if self.budget else None
@@ -75,15 +76,14 @@ class Entry:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """Return the entry that :meth:`values` described; raises :class:`LedgerError` for anything else."""
-        known = {item.name for item in fields(cls)}
         try:
-            if set(values) != known:
-                raise ValueError(f"expected the keys {sorted(known)}, found {sorted(values)}")
+            if set(values) != _KEYS:
+                raise ValueError(f"expected the keys {sorted(_KEYS)}, found {sorted(values)}")
             typed = dict(values)
             typed["kind"] = EntryKind(values["kind"])
             typed["unit"] = Unit(values["unit"]) if values["unit"] else None
             typed["relation"] = Relation(values["relation"]) if values["relation"] else None
-            typed["events"] = tuple(Event.of(event) for event in values["events"])
+            typed["events"] = tuple(_event(tuple(event.items())) for event in values["events"])
             typed["budget"] = Budget(**values["budget"]) if values["budget"] else None
             return cls(**typed)
         except (KeyError, TypeError, ValueError, AttributeError, PlanError) as error:
@@ -91,6 +91,15 @@ class Entry:
                 f"ledger entry: cannot be read ({type(error).__name__}: {error}); it was written by another version of "
                 "Cloister: read it with that one"
             ) from error
+
+
+_KEYS = frozenset(item.name for item in fields(Entry))
+
+
+@lru_cache(maxsize=1024)
+def _event(items: tuple[tuple[str, Any], ...]) -> Event:
+    """Return the event with these values: a ledger holds the same few, over and over."""
+    return Event.of(dict(items))
 
 
 def _release(entry: Entry) -> dict[str, bool]:

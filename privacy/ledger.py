@@ -162,6 +162,7 @@ class Ledger:
             try:
                 entry = Entry.of(json.loads(row.entry))
             except (LedgerError, ValueError) as error:
+                self.close()  # what cannot be read cannot be counted: from here on nothing is admitted
                 raise LedgerError(f"{self._chain.path}: row {row.number}: {error}") from error
             self._records.append(Record(row.number, row.time, entry, row.digest))
             if entry.kind is EntryKind.RELEASE and entry.unit:

@@ -174,11 +174,33 @@ def test_a_crash_before_the_first_head_is_mended(tmp_path: Path) -> None:
     assert path.with_suffix(".head").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"rows": 5}', b'{"rows": "x", "digest": "y"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"rows": 5}', b'{"rows": "x", "digest": "y"}', b'{"rows":-1,"digest":""}', b"\xff"]
+)
 def test_a_damaged_head_is_named(path: Path, content: bytes) -> None:
     path.with_suffix(".head").write_bytes(content)
     with pytest.raises(LedgerError, match=r"ledger\.head: cannot be read .*restore it"):
         Chain.open(path)
+
+
+def test_a_reader_that_looks_while_the_first_row_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.sqlite"
+    fill(path, 0)
+    head = path.with_suffix(".head")
+    head.unlink()
+    noted, looks = Chain._noted, []
+
+    def look(chain: Chain) -> Head | None:
+        found = noted(chain)
+        looks.append(found)
+        if len(looks) == 1:
+            monkeypatch.undo()
+            fill(path, 1)
+        return found
+
+    monkeypatch.setattr(Chain, "_noted", look)
+    assert texts(path) == ["text 1"]
+    assert looks == [None]
 
 
 def test_a_lost_file_is_not_begun_anew(path: Path) -> None:

@@ -197,6 +197,11 @@ def test_a_row_of_another_version_is_named(ledger: Ledger, tmp_path: Path) -> No
         ledger._chain.append('{"kind":"later"}')
     with pytest.raises(LedgerError, match=rf"{FILE_NAME}: row 1: .*another version"):
         Ledger.open(tmp_path / FILE_NAME)
+    for _ in range(2):  # its events are not known, so nothing may be released: now or when asked again
+        with pytest.raises(LedgerError):
+            ledger.append(release(1))
+        with pytest.raises(LedgerError):
+            ledger.admit("r", 1, (event(),), budget(9))
 
 
 def test_a_reader_sees_what_is_written_meanwhile_and_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
