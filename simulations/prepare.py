@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def ready(experiment: Experiment, *, console: Console) -> Prepared:
             with under(table) if table else nullcontext():
                 prepared.append(prepare(each, console=console))
                 prepared[-1].strategy()
-    return prepared[0]
+    return replace(prepared[0], experiment=experiment)  # a sweep trains only through its points
 
 
 def _runs(experiment: Experiment) -> dict[str, Experiment]:

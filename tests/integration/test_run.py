@@ -249,3 +249,23 @@ def test_attackers_who_send_nothing_finite_are_refused_by_name(toy: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"byzantine: expected 1 to 3 of the clients site0.*found site9"):
         run(toy, tmp_path / "none", "byzantine.attack='inf'", "byzantine.clients=['site9']")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_the_number_of_attackers_runs_every_point(toy: Path, tmp_path: Path) -> None:
+    with toy.open("a") as file:
+        file.write(
+            '[byzantine]\nattack = "noise"\nstrength = 1000.0\ncount = 0\n'
+            '[sweep]\nx = "byzantine.count"\ny = ["accuracy"]\n'
+            '[[sweep.series]]\nname = "mean"\nvary = "byzantine.count"\nvalues = [0, 1]\n'
+        )
+    record = run(toy, tmp_path / "run", "rounds=2")
+    assert not record.rounds
+    assert record.sweep is not None
+    assert [(point.name, point.x) for point in record.sweep.points] == [("mean-0", 0.0), ("mean-1", 1.0)]
+    far = [
+        max(float(abs(it).max()) for it in load_file(folder / "arrays.safetensors").values())
+        for point in record.sweep.points
+        for folder in sorted((tmp_path / "run" / point.folder / "checkpoints").glob("round-*"))[-1:]
+    ]
+    assert far[0] < 20 < 200 < far[1]
