@@ -116,7 +116,7 @@ def _enough(report: CheckReport, row: ClientRow, identities: int, images: int) -
             Problem(
                 f"client {row.client}",
                 f"expected at least {identities} identities for one batch, found {row.identities}",
-                f"set identities per batch to {row.identities} or less, or take the client out",
+                f"set identities per batch to {row.identities} or less, or complete its images",
             )
         )
     if row.images < identities * images:
@@ -125,7 +125,7 @@ def _enough(report: CheckReport, row: ClientRow, identities: int, images: int) -
                 f"client {row.client}",
                 f"expected at least {identities * images} images (one batch), found {row.images}: "
                 "its averaging weight, whole batches, would be zero",
-                "use a smaller batch, or take the client out",
+                "use a smaller batch, or complete its images",
             )
         )
 

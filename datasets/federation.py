@@ -89,7 +89,7 @@ class Federation:
             folders = ", ".join(str(source.folder) for source in self.sources)
             raise DataError(
                 f"client {client}: expected training images in {folders}, found none; "
-                "restore the camera's folder, or take the client out of the experiment"
+                "restore the camera's folder from the data set's archive"
             )
         return found
 

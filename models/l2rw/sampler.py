@@ -41,7 +41,7 @@ def check_client(client: str, labels: Indices, infrared: NDArray[np.bool_], sett
         if found < least:
             raise DataError(
                 f"client {client}: expected at least {least} {what} for a batch, found {found}; "
-                f"lower {setting}, or take the client out of the experiment"
+                f"lower {setting}, or complete its images from the archive"
             )
 
 
