@@ -51,17 +51,21 @@ class LocalSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """How to search. Defaults are Inverting Gradients' for small pictures, in pixels of [0, 1].
+    """How to search. ``iterations`` per restart; ``step``: Adam's first, in pixels of [0, 1].
 
-    ``iterations`` per restart; ``step``: Adam's first; ``total_variation``: a; ``statistics``: weight of BatchNorm
-    statistics, where given. ``dlg`` ignores the last three.
+    ``total_variation``: a. The default suits deep networks with normalisation, which hardly see the contrast of a
+    picture: below it, contrast and fine noise grow until nothing else is left. Small smooth networks want 0.005.
+    ``statistics``: weight of BatchNorm statistics, where given. ``dlg`` ignores the last three.
+
+    Deep networks give more away after some training than with their first weights, whose gradients change abruptly
+    with every pixel; a search that ends far from the release (``loss`` above 0.1) needs restarts.
     """
 
     method: Literal["inverting-gradients", "dlg"] = "inverting-gradients"
-    iterations: int = 1000
+    iterations: int = 600
     restarts: int = 1
     step: float = 0.1
-    total_variation: float = 0.05
+    total_variation: float = 0.5
     statistics: float = 0.1
 
 
