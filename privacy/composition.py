@@ -118,36 +118,38 @@ def _composed(events: tuple[Event, ...], interval: float) -> Any:
     return first
 
 
-@lru_cache(maxsize=64)
 def _distribution(event: Event, interval: float) -> Any:
     """Return the PLD of one event, all its uses together."""
+    if event.kind is EventKind.GAUSSIAN and event.rate == 1:  # noise is relative to what one unit changes under any
+        deviation = event.noise_multiplier / event.group / math.sqrt(event.count)  # relation; squares add
+        losses: Any = _library("pld.privacy_loss_distribution")
+        return losses.from_gaussian_mechanism(deviation, value_discretization_interval=interval)
+    single = _single(replace(event, count=1), interval)
+    return single if event.count == 1 else single.self_compose(event.count)
+
+
+@lru_cache(maxsize=64)
+def _single(event: Event, interval: float) -> Any:
+    """Return the PLD of one use of a sampled event, or of one whose noise is not Gaussian."""
     losses: Any = _library("pld.privacy_loss_distribution")
     relations = _library("privacy_accountant").NeighboringRelation
     grid = {"value_discretization_interval": interval}
     if event.kind is EventKind.RANDOMISED_RESPONSE:
         relation = relations.REPLACE_SPECIAL if event.relation is Relation.ZERO_OUT else relations.REPLACE_ONE
-        single = losses.from_randomized_response(
-            _noise_parameter(event), event.categories, neighboring_relation=relation, **grid
-        )
-    elif event.kind is EventKind.LAPLACE:
+        parameter = _noise_parameter(event)
+        return losses.from_randomized_response(parameter, event.categories, neighboring_relation=relation, **grid)
+    if event.kind is EventKind.LAPLACE:
         scale = event.noise_multiplier / event.group
-        single = losses.from_laplace_mechanism(scale, sampling_prob=event.rate, **grid)
-    elif event.rate == 1:  # noise is relative to what one unit changes, so the relation does not matter any more
-        deviation = event.noise_multiplier / event.group / math.sqrt(event.count)
-        return losses.from_gaussian_mechanism(deviation, **grid)
-    elif event.relation is not Relation.REPLACE_ONE:
-        pair = mixtures.of_group(event)
-        single = losses.PrivacyLossDistribution(
-            *(_connected(interval, *direction(pair, interval)) for direction in (mixtures.removed, mixtures.added))
+        return losses.from_laplace_mechanism(scale, sampling_prob=event.rate, **grid)
+    if event.relation is Relation.REPLACE_ONE:  # dp-accounting counts from nothing to one unit, half of what changes
+        deviation, relation = 2 * event.noise_multiplier, relations.REPLACE_ONE
+        return losses.from_gaussian_mechanism(
+            deviation, sampling_prob=event.rate, neighboring_relation=relation, **grid
         )
-    else:  # dp-accounting counts from nothing to one unit, which is half of what noise is relative to
-        single = losses.from_gaussian_mechanism(
-            2 * event.noise_multiplier,
-            sampling_prob=event.rate,
-            neighboring_relation=relations.REPLACE_ONE,
-            **grid,
-        )
-    return single if event.count == 1 else single.self_compose(event.count)
+    pair = mixtures.of_group(event)
+    return losses.PrivacyLossDistribution(
+        *(_connected(interval, *direction(pair, interval)) for direction in (mixtures.removed, mixtures.added))
+    )
 
 
 def _connected(interval: float, first: int, deltas: Orders) -> Any:

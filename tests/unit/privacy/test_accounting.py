@@ -270,7 +270,7 @@ def test_ten_thousand_events_are_answered_within_a_second() -> None:
     events = [gaussian(1.0 + 0.25 * (index % 3), 0.01) for index in range(9_000)]
     events += [gaussian(50.0 + index) for index in range(1_000)]
     epsilon(events[:1], 1e-5)  # imports
-    composition._distribution.cache_clear()
+    composition._single.cache_clear()
     composition._composed.cache_clear()
     start = time.process_time()
     assert 0 < epsilon(events, 1e-6) < 30
@@ -291,7 +291,7 @@ def without_dp_accounting(monkeypatch: pytest.MonkeyPatch) -> None:
 
     accounting._cost.cache_clear()
     composition._composed.cache_clear()
-    composition._distribution.cache_clear()
+    composition._single.cache_clear()
     monkeypatch.setattr(importlib, "import_module", missing)
 
 
