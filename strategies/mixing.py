@@ -51,11 +51,9 @@ def nearest_neighbour_mixing(vectors: NDArray, malicious: int) -> NDArray:
 
     Allouah et al., AISTATS 2023, algorithm 2 (NNM).
     """
-    between = distances(vectors)
-    np.fill_diagonal(between, -1.0)  # whoever sends the same vector twice is no nearer than oneself
     kept = len(vectors) - malicious
     weights = np.zeros((len(vectors), len(vectors)))
-    np.put_along_axis(weights, np.argsort(between, axis=1, kind="stable")[:, :kept], 1.0 / kept, axis=1)
+    np.put_along_axis(weights, np.argsort(distances(vectors), axis=1, kind="stable")[:, :kept], 1.0 / kept, axis=1)
     return combined(weights, vectors)
 
 

@@ -29,11 +29,6 @@ def test_a_vector_is_mixed_with_its_own_nearest_ones_only() -> None:
     np.testing.assert_allclose(mixing.nearest_neighbour_mixing(line, 3)[:, 0], [0.5, 0.5, 2.0, 6.5, 55.0], rtol=1e-12)
 
 
-def test_a_vector_is_its_own_nearest_even_beside_its_copies() -> None:
-    rows = np.array([[0.0], [0.0], [0.0], [4.0], [8.0]])
-    np.testing.assert_allclose(mixing.nearest_neighbour_mixing(rows, 4)[:, 0], rows[:, 0])
-
-
 def test_buckets_are_means_of_pairs_that_hold_everybody_once() -> None:
     rows = 2.0 ** np.arange(7)[:, np.newaxis]
     found = mixing.bucketing(rows, draw())

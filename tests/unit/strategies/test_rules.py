@@ -1,6 +1,7 @@
 """Every rule on the seven vectors of the plane that were worked out elsewhere, and against other libraries."""
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,12 @@ def test_coordinate_rules_are_those_of_numpy_and_scipy() -> None:
     nearest = np.argsort(np.abs(SEVEN - np.median(SEVEN, axis=0)), axis=0)[:5]
     around = np.take_along_axis(SEVEN, nearest, axis=0).mean(axis=0)
     np.testing.assert_allclose(rules.mean_around_median(SEVEN, 2), around, rtol=1e-12)
+
+
+def test_of_two_values_equally_far_from_the_median_the_same_one_counts_in_any_order() -> None:
+    rows = np.array([[0.0], [1.0], [2.0], [5.0], [-3.0]])
+    found = {float(rules.mean_around_median(rows[list(order)], 1)[0]) for order in permutations(range(5))}
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("count", range(3, 40))
