@@ -14,23 +14,23 @@ from cloister.simulations.audit_pictures import Column, measures, reconstruction
 from cloister.simulations.auditing.probe import Probe, Records, probe_of
 from cloister.simulations.auditing.victim import Victim, seen
 
-_PEOPLE = 4
-_ATTACK = Attack(iterations=600, total_variation=0.01)
+_PEOPLE = 3
+_ATTACK = Attack(iterations=400)
 
 
 def inversion(victim: Victim) -> list[AuditResult]:
     """Reconstruct one picture of each of a few people from the gradient of that picture alone.
 
-    That is the worst case: a client with one record, a server that knows the label, and the model before training,
-    whose gradients say most. Twice: the gradient as it is, and as the plan lets it out. The result is about the second;
-    numbers that end in ``-bare`` are about the first.
+    That is the worst case: a client with one record, a server that knows the label. The model is the run's final one:
+    freshly initialised ones of this kind say less of their input. Twice: the gradient as it is, and as the plan lets it
+    out. The result is about the second; numbers that end in ``-bare`` are about the first.
     """
     probe = probe_of(victim.prepared.task)
     records = probe.records(victim.prepared.clients[0])
     chosen = _one_each(records, victim.rng("inversion"))
     originals = torch.from_numpy(records.images[chosen]).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(records.labels[chosen])
-    model = victim.fresh_model().train()
+    model = victim.final_model().train()
     groups = victim.prepared.task.spec.groups(model)
     names = [name for name, _ in model.named_parameters() if groups[name] is Group.SHARED]
     simulation = Simulation(model, probe.loss(), LocalSteps(batches=((0,),)), names=names, prepare=probe.prepare)
