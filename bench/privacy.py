@@ -30,7 +30,7 @@ from cloister.privacy.per_record import Method
 from cloister.privacy.sampling import Everyone
 from cloister.privacy.subjects import UnitSteps
 
-RECORDS, PER_SUBJECT, STEPS, REPETITIONS = 64, 4, 4, 7
+RECORDS, PER_SUBJECT, STEPS, REPETITIONS = 64, 4, 16, 5
 PLAIN, OPACUS = "plain training", "bare Opacus, hooks"
 EXAMPLE, GHOST, SUBJECT = "example level, hooks", "example level, ghost clipping", "subject level"
 UNPLANNED, CLIENT = "a client's round without a plan", "a client's round, client level"
