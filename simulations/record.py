@@ -85,13 +85,17 @@ class Privacy(Entry):
 
 
 class Point(Entry):
-    """One run of a sweep: its series, its place on the x axis, everything measured; ``folder`` lies in the run's."""
+    """One run of a sweep: its series, its place on the x axis, everything measured; ``folder`` lies in the run's.
+
+    ``note``: why there is no score.
+    """
 
     series: str
     name: str
     x: Number = None
     metrics: Metrics = Field(default_factory=dict)
     folder: str = ""
+    note: str = ""
 
 
 class Sweep(Entry):

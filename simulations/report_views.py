@@ -129,7 +129,7 @@ def point_table(record: RunRecord) -> Table:
     rows = [
         Row(
             name=point.name,
-            note=point.folder,
+            note=f"{point.folder}: {point.note}" if point.note else point.folder,
             cells=["–" if point.x is None else f"{point.x:.4g}", *_cells(names, point.metrics)],
         )
         for point in sweep.points

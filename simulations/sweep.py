@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, EvaluationError
 from cloister.simulations.experiment import Experiment, SweepConfig, merge, parse_override, plain
 from cloister.simulations.progress import Display
 from cloister.simulations.record import Metrics, Point, RunRecord, Sweep
@@ -53,8 +53,11 @@ def execute(experiment: Experiment, folder: Path, record: RunRecord, run_point: 
     with display.steps("points", len(chosen)) as done:
         for setting in chosen:
             own = folder / "points" / setting.name
-            finished = run_point(setting.experiment, own, sweep.audits)
-            record.sweep.points.append(_point(setting, finished, sweep.x, folder, own))
+            try:
+                point = _point(setting, run_point(setting.experiment, own, sweep.audits), sweep.x, folder, own)
+            except EvaluationError as error:  # a model that learned nothing is a finding of the sweep, not its end
+                point = _without_score(setting, folder, own, str(error.args[0]))
+            record.sweep.points.append(point)
             record.save(folder)
             done(setting.name)
 
@@ -102,6 +105,11 @@ def _point(setting: Setting, record: RunRecord, x: str, folder: Path, own: Path)
         metrics=metrics,
         folder=str(own.relative_to(folder)),
     )
+
+
+def _without_score(setting: Setting, folder: Path, own: Path, note: str) -> Point:
+    place = float(setting.value) if isinstance(setting.value, (int, float)) else None
+    return Point(series=setting.series, name=setting.name, x=place, folder=str(own.relative_to(folder)), note=note)
 
 
 def _numbers(audit: dict[str, Any]) -> dict[str, float]:
