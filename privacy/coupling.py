@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from cloister.privacy.per_record import Loop, Loss, Method, Records, unit_gradients
+from cloister.privacy.per_record import ClipGroups, Loss, Records, UnitGradients, clip_into
 
 _TOLERANCE = 1e-4
 """Relative; single precision and another order of sums give 1e-6, and a mean over three records changes by a third."""
-_TINY, _HUGE = 1e-6, 1e12
-"""Bounds that every gradient reaches, and that none does."""
+Gradients = tuple[Tensor | None, ...]
+"""One tensor for each parameter that learns; None where the loss does not depend on it."""
 _INSTEAD = "use a loss of single records, or noise on whole updates (unit client)"
 
 
@@ -80,22 +80,45 @@ def coupled(module: nn.Module, loss: Loss, records: Records) -> list[str]:
     return reasons
 
 
-def misattributed(method: Method, module: nn.Module, loss: Loss, records: Records) -> bool:
-    """Return whether ``method`` takes other gradients for those of the single records than autograd does.
+def single_gradients(module: nn.Module, loss: Loss, records: Records) -> list[Gradients]:
+    """Return the gradient of each record's loss by what learns, from autograd alone; for :func:`misattributed`.
 
-    Opacus's hooks see what goes through a layer's forward. A weight that is also used elsewhere, or a batch that is not
-    the first dimension, gives wrong gradients without an error. Compared are sums clipped at a bound that all reach and
-    at one that none does. Afterwards the module is as before.
+    Nothing may be attached to the module. Afterwards it is as before.
     """
-    for bound in (_TINY, _HUGE):
-        with unit_gradients(method, module, loss, {"": bound}) as gradients, _untouched(module), _seeded(module, 0):
-            total = gradients.zeros()
-            gradients.add(total, records, [1] * len(records[0]))
-        with Loop(module, loss, {"": bound}) as single, _untouched(module), _seeded(module, 0):
-            expected = single.zeros()
-            for value in single.losses(records):
-                single.add_unit(expected, value, retain_graph=True)
-        if not _same(_flat(total), _flat(expected)):
+    parameters = [values for values in module.parameters() if values.requires_grad]
+    with _untouched(module), _seeded(module, 0):
+        losses = loss(module, records)
+        return [torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True) for value in losses]
+
+
+def misattributed(gradients: UnitGradients, records: Records, single: Sequence[Gradients]) -> bool:
+    """Return whether ``gradients`` takes others for the gradients of single records than autograd does.
+
+    ``single``: what :func:`single_gradients` returned for the same ``records``. Opacus's hooks see what goes through a
+    layer's forward. A weight that is also used elsewhere, or a batch that is not the first dimension, gives wrong
+    gradients without an error. Compared are sums that are clipped at half the median norm, where directions and norms
+    count, and sums that are not clipped. Afterwards the module is as before.
+    """
+    module, groups, count = gradients.module, gradients.groups, len(records[0])
+    rows = [
+        None if column[0] is None else torch.stack([values.flatten() for values in column if values is not None])
+        for column in zip(*single, strict=True)
+    ]
+    norms = torch.stack([_flat([values for values in row if values is not None]).norm() for row in single])
+    norms = norms[norms.isfinite()]
+    half, twice = (float(norms.median()) / 2, float(norms.max()) * 2) if norms.any() else (1.0, 1.0)
+    for bound in (half or twice, twice):
+        gradients.groups = ClipGroups.of(gradients.names, {"": bound})
+        expected, found = gradients.zeros(), gradients.zeros()
+        try:
+            clip_into(
+                expected, [None if values is None else values.clone() for values in rows], count, gradients.groups
+            )
+            with _untouched(module), _seeded(module, 0):
+                gradients.add(found, records, [1] * count)
+        finally:
+            gradients.groups = groups
+        if not _same(_flat(found), _flat(expected)):
             return True
     return False
 

@@ -18,12 +18,17 @@ from torch import nn
 
 from cloister.errors import PlanError
 from cloister.privacy.clipping import sensitivity
-from cloister.privacy.coupling import coupled, misattributed
+from cloister.privacy.coupling import coupled, misattributed, single_gradients
 from cloister.privacy.events import Event, EventKind, Relation, Unit
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.per_record import Loss, Method, learning, unit_gradients
 from cloister.privacy.sampling import UnitSampler
 from cloister.privacy.steps import Fetch, Indices, NoisyMean, clipped_sum, step
+
+_MISATTRIBUTED = (
+    "private steps: method {method} does not get the gradients of single records right on this model (a weight that is "
+    "used twice, or a batch that is not the first dimension); use method loop"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,26 +125,20 @@ class PrivateSteps(ABC):
         """
         population = self._population(data)
         with learning(module, learned):
-            if len(data.owners):
-                self._try_out(module, loss, data)
+            few = data.fetch(np.arange(3, dtype=np.int64) % len(data.owners)) if len(data.owners) else None
+            if few is not None and (reasons := coupled(module, loss, few)):
+                raise PlanError(f"private steps: expected a loss of single records, found that {'; '.join(reasons)}")
+            single = None if few is None or self.method is Method.LOOP else single_gradients(module, loss, few)
             with unit_gradients(self.method, module, loss, self.bounds) as gradients:
                 _check_optimizer(optimizer, gradients.parameters, gradients.names)
+                if few is not None and single is not None and misattributed(gradients, few, single):
+                    raise PlanError(_MISATTRIBUTED.format(method=self.method))
                 for number in range(self.steps):
                     drawn = self._draw(population, source, number)
                     total = clipped_sum(gradients, data.fetch, drawn, physical=self.physical, share=self._share)
                     noisy = self._mean.of(total, source.fork("noise", number))
                     step(optimizer, gradients.parameters, noisy)
         return Outcome(steps=self.steps, events=self.events)
-
-    def _try_out(self, module: nn.Module, loss: Loss, data: PrivateData) -> None:
-        few = data.fetch(np.arange(3, dtype=np.int64) % len(data.owners))
-        if reasons := coupled(module, loss, few):
-            raise PlanError(f"private steps: expected a loss of single records, found that {'; '.join(reasons)}")
-        if self.method is not Method.LOOP and misattributed(self.method, module, loss, few):
-            raise PlanError(
-                f"private steps: method {self.method} does not get the gradients of single records right on this model "
-                "(a weight that is used twice, or a batch that is not the first dimension); use method loop"
-            )
 
     def _draw(self, population: Sequence[Indices], source: NoiseSource, number: int) -> list[Indices]:
         return [population[unit] for unit in self.sampler.draw(source, number, len(population))]

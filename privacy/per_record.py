@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -129,19 +129,9 @@ class Loop(UnitGradients):
     def add(self, total: Sequence[Tensor], records: Records, sizes: Sequence[int], share: float = 1.0) -> None:
         """Add the clipped gradients, unit by unit."""
         for part in zip(*(torch.split(values, list(sizes)) for values in records), strict=True):
-            self.add_unit(total, self.losses(part).sum() * share)
-
-    def add_unit(self, total: Sequence[Tensor], loss: Tensor, *, retain_graph: bool = False) -> None:
-        """Add the clipped gradient of one unit, of which ``loss`` is the (scalar) loss."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True, retain_graph=retain_graph)
-        nothing = loss.new_zeros(())
-        norms = [nothing if values is None else torch.linalg.vector_norm(values) for values in found]
-        factors = self.groups.factors(torch.stack(norms).square()[:, None])[:, 0]
-        if not factors.any():
-            return  # not finite: zero times infinity would not be zero
-        for running, values, factor in zip(total, found, factors, strict=True):
-            if values is not None:
-                running.addcmul_(values, factor)
+            loss = self.losses(part).sum() * share
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            clip_into(total, [None if values is None else values.reshape(1, -1) for values in found], 1, self.groups)
 
     def close(self) -> None:
         """Nothing was attached."""
@@ -190,23 +180,14 @@ class Hooks(_Opacus):
     def add(self, total: Sequence[Tensor], records: Records, sizes: Sequence[int], share: float = 1.0) -> None:
         """Add the clipped gradients of all units at once; memory is one gradient per record."""
         _backward(self.losses(records).sum() * share)
-        gradients, squares = dict[int, Tensor](), list[Tensor]()
-        for index, (name, values) in enumerate(zip(self.names, self.parameters, strict=True)):
-            samples: Any = values.grad_sample  # type: ignore[attr-defined]
-            if samples is None and values.grad is not None:
+        rows = list[Tensor | None]()
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            samples: Tensor | None = parameter.grad_sample  # type: ignore[attr-defined]
+            if samples is None and parameter.grad is not None:
                 raise _missed(name)
-            values.grad = values.grad_sample = None  # type: ignore[attr-defined]
-            if samples is not None:
-                gradients[index] = _by_unit(samples.flatten(1), sizes)
-                squares.append(torch.linalg.vector_norm(gradients[index], dim=1).square())
-            else:
-                squares.append(values.new_zeros(len(sizes)))
-        factors = self.groups.factors(torch.stack(squares))
-        lost = (factors == 0).all(0)
-        for index, rows in gradients.items():
-            if lost.any():
-                rows[lost] = 0.0  # not finite: zero times infinity would not be zero
-            total[index].add_((factors[index] @ rows).view_as(total[index]))
+            parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+            rows.append(None if samples is None else _by_unit(samples.flatten(1), sizes))
+        clip_into(total, rows, len(sizes), self.groups)
 
 
 class Ghost(_Opacus):
@@ -279,6 +260,19 @@ def learning(module: nn.Module, names: Collection[str] | None) -> Iterator[None]
     finally:
         for name, values in module.named_parameters():
             values.requires_grad_(before[name])
+
+
+def clip_into(total: Sequence[Tensor], rows: Sequence[Tensor | None], units: int, groups: ClipGroups) -> None:
+    """Add to ``total`` the clipped sum of units' gradients, given as ``[units, n]`` for each parameter (None: zero)."""
+    nothing = total[0].new_zeros(units)
+    norms = [nothing if values is None else torch.linalg.vector_norm(values, dim=1) for values in rows]
+    factors = groups.factors(torch.stack(norms).square())
+    lost = (factors == 0).all(0)
+    for running, values, factor in zip(total, rows, factors, strict=True):
+        if values is not None:
+            if lost.any():
+                values[lost] = 0.0  # not finite: zero times infinity would not be zero
+            running.add_((factor @ values).view_as(running))
 
 
 def _by_unit(samples: Tensor, sizes: Sequence[int]) -> Tensor:

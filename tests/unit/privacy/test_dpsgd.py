@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import opacus  # noqa: F401 - takes seconds, which no single test should wait for
 import pytest
 import torch
 from torch import Tensor, nn

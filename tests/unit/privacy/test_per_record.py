@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import opacus  # noqa: F401 - takes seconds, which no single test should wait for
 import pytest
 import torch
 from hypothesis import given, settings
