@@ -157,6 +157,12 @@ class _Opacus(UnitGradients):
         except NotImplementedError as error:
             _clean(module)
             raise PlanError(f"per-record gradients: {error}; freeze that layer, or use method loop") from error
+        # Opacus unfolds a convolution's input by its strides as if channels came first in memory.
+        self._ordered = [
+            layer.register_forward_pre_hook(_channels_first)
+            for layer in module.modules()
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        ]
         # A layer's output that is overwritten is not what its hook sees. The values are the same either way.
         self._in_place = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
         self._set_in_place(False)
@@ -164,6 +170,8 @@ class _Opacus(UnitGradients):
     def close(self) -> None:
         """Remove Opacus's hooks and everything it left on layers and parameters."""
         self._hooks.cleanup()
+        for handle in self._ordered:
+            handle.remove()
         self._set_in_place(True)
         _clean(self.module)
 
@@ -273,6 +281,10 @@ def clip_into(total: Sequence[Tensor], rows: Sequence[Tensor | None], units: int
             if lost.any():
                 values[lost] = 0.0  # not finite: zero times infinity would not be zero
             running.add_((factor @ values).view_as(running))
+
+
+def _channels_first(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(values.contiguous() for values in inputs)
 
 
 def _by_unit(samples: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -337,3 +337,25 @@ def test_factors_never_leave_a_unit_above_its_bound(values: list[list[float]], b
     assert bool((after <= torch.tensor(bounds, dtype=torch.float64)[:, None] * (1 + 1e-12)).all())
     small = (norms[0] <= bounds[0] / 2) & (norms[1:].square().sum(0).sqrt() <= bounds[1] / 2)
     assert bool((factors[:, small] == 1).all())
+
+
+@pytest.mark.parametrize("method", [Method.HOOKS, Method.GHOST])
+@pytest.mark.parametrize("bound", [1e-3, 1e9])
+def test_pictures_whose_channels_come_last_in_memory(method: Method, bound: float) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1)]
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4))
+    pictures = torch.randn(5, 3, 9, 7).contiguous(memory_format=torch.channels_last)
+    records = (pictures, torch.tensor([0, 1, 2, 3, 0]))
+
+    def losses(model: nn.Module, found: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(found[0]), found[1], reduction="none")
+
+    sums = []
+    for chosen in (method, Method.LOOP):
+        with unit_gradients(chosen, module, losses, {"": bound}) as gradients:
+            total = gradients.zeros()
+            gradients.add(total, records, [1] * 5)
+        sums.append(torch.cat([values.flatten() for values in total]))
+    torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-5 * float(sums[1].abs().max()))
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
