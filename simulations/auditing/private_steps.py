@@ -13,7 +13,7 @@ from cloister.privacy.dpsgd import PrivateData
 from cloister.privacy.noise import NoiseSource
 from cloister.simulations.auditing.victim import Victim
 
-_CANARIES = 400
+_CANARIES = 1000
 
 
 def one_run(victim: Victim) -> list[AuditResult]:
