@@ -193,6 +193,16 @@ def test_no_record_makes_a_sound_model_fail(scale: float, seed: int) -> None:
     assert coupled(network(nn.GroupNorm(2, 4)), cross_entropy, (images * scale, labels)) == []
 
 
+def half_precision(module: nn.Module, records: Records) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return cross_entropy(module, records).float()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_in_half_precision_is_no_coupling(seed: int) -> None:
+    assert coupled(network(nn.GroupNorm(2, 4)), half_precision, some_records(seed=seed)) == []
+
+
 def wrong(method: Method, module: nn.Module, seed: int = 0, scale: float = 1.0) -> bool:
     images, labels = some_records(3, seed)
     records = (images * scale, labels)
