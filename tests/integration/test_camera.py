@@ -94,6 +94,7 @@ STRATEGIES: Sequence[tuple[str, str]] = [
     ("fedtrimmedavg", ""),
     ("krum", ""),
     ("multikrum", ""),
+    ("centred-clipping", "strategy.radius=1.0"),
     ("local-only", ""),
     ("fedavg", 'settings.model.normalisation="pooled"'),
     ("fedavg", 'settings.model.normalisation="group"'),

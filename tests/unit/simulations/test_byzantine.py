@@ -18,13 +18,14 @@ from cloister.simulations.experiment import ByzantineConfig
 
 NAMES = ("a", "b", "c", "d", "e")
 SEEDS = SeedTree(experiment="test", seed=1)
-GROUPS = {"w": Group.SHARED, "mean": Group.BUFFER, "count": Group.SHARED}
+GROUPS = {"w": Group.SHARED, "b": Group.SHARED, "mean": Group.BUFFER, "count": Group.SHARED}
 
 
 def update(client: str, number: int) -> dict[str, np.ndarray]:
     value = float(NAMES.index(client) + 10 * number)
     return {
         "w": np.full((2, 2), value, np.float32),
+        "b": np.array([value + 1, -value], np.float64),
         "mean": np.full(2, value, np.float32),
         "count": np.array(3, np.int64),
     }
@@ -115,7 +116,8 @@ def test_attackers_answer_last_with_what_they_made_of_the_others() -> None:
     assert order == ["c", "d", "b", "a", "e"]
     for name in "ae":
         np.testing.assert_allclose(arrays(name)["w"], np.full((2, 2), -2 * np.mean([11, 12, 13])))
-        assert arrays(name)["w"].dtype == np.float32
+        np.testing.assert_allclose(arrays(name)["b"], [-2 * np.mean([12, 13, 14]), 2 * np.mean([11, 12, 13])])
+        assert (arrays(name)["w"].dtype, arrays(name)["b"].dtype) == (np.float32, np.float64)
     for name in "bcd":
         np.testing.assert_array_equal(arrays(name)["w"], update(name, 1)["w"])
 
@@ -125,16 +127,17 @@ def test_statistics_counters_metrics_and_other_releases_stay_honest() -> None:
     assert np.isnan(arrays("b")["w"]).all()
     assert arrays("b")["mean"].tolist() == [11, 11]
     assert arrays("b")["count"] == 3
-    assert list(arrays("b")) == ["w", "mean", "count"]
+    assert list(arrays("b")) == ["w", "b", "mean", "count"]
     assert set(arrived["b"].content) == {"metrics", "arrays", "centres"}
     assert arrived["b"].content["metrics"]["num-examples"] == 5
     assert arrived["b"].metadata.src_node_id == 2
 
 
-def test_the_order_of_arrival_changes_nothing() -> None:
+@pytest.mark.parametrize("attack", ["noise", "mimic", "sign-flip"])
+def test_the_order_of_arrival_changes_nothing(attack: str) -> None:
     found = []
     for order in (NAMES, NAMES[::-1], ("c", "e", "a", "d", "b")):
-        pulled(hostile(engine(order), attack="noise", count=2), messages())
+        pulled(hostile(engine(order), attack=attack, count=2), messages())
         found.append({name: arrays(name)["w"].tobytes() for name in NAMES})
     assert found[0] == found[1] == found[2]
 
