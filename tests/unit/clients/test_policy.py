@@ -170,6 +170,8 @@ def test_a_simulation_has_no_owner(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert policy.simulated
     policy.admit(Request(noisy=False, norm=math.inf, kinds=frozenset({"anything"}), server=""))
     assert policy.budget(Unit.SUBJECT) is None
+    for source in (tmp_path / "simulation", "./simulation"):  # any other way to name that file means the file
+        assert not Policy.of(str(source)).simulated
 
 
 @pytest.mark.parametrize("source", [None, ""])
