@@ -14,7 +14,7 @@ from cloister.simulations.audit_pictures import Column, measures, reconstruction
 from cloister.simulations.auditing.probe import Probe, Records, probe_of
 from cloister.simulations.auditing.victim import Victim, seen
 
-_PEOPLE = 3
+_PEOPLE = 2
 _ATTACK = Attack(iterations=400)
 
 

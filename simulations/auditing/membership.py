@@ -20,7 +20,7 @@ from cloister.simulations.auditing.shadow import ShadowTask
 from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.engines import open_grid
 
-_SHADOWS, _ATTACKED = 10, 2
+_SHADOWS, _ATTACKED = 8, 2
 _LOOKS = 4  # rounds, evenly spaced, after which the adversary looks at the global model
 _LEAST = 8  # people, below which no rate means anything
 
