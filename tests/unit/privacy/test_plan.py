@@ -78,6 +78,7 @@ def test_the_digest_is_of_the_values_and_not_of_how_they_were_written() -> None:
         ({**LOCAL, "sampler": "fixed", "sample_size": 2000}, PlanError, "found 2000 of 1000"),
         ({**MATRIX, "mechanism": "gaussian"}, PlanError, "expected mechanism matrix, found gaussian"),
         ({**CLIENTS, "mechanism": "matrix"}, PlanError, "expected a .plan.matrix."),
+        ({**MATRIX, "clip": {"kind": "adaptive"}}, PlanError, "a bound that stays, found adaptive"),
         ({**CLIENTS, "weighting": "capped"}, PlanError, "weight_cap"),
         ({**CLIENTS, "clip": {"kind": "per-layer"}}, PlanError, "clip.per_layer"),
         ({**CLIENTS, "clip": {"per_layer": {"a": 1.0}}}, PlanError, "clip.per_layer"),

@@ -149,7 +149,6 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no formula": ({**GROUPS, "relation": "replace-one"}, {}, "no sound accounting.*add-remove", "what the reason"),
     "layers left out": (LAYERS, {"parameters": ("stem.w", "neck.w")}, "no bound for neck.w", 'clip.kind = "flat"'),
     "adaptive steps": ({**SUBJECT, "clip": {"kind": "adaptive"}}, {}, "noisy sum of the clients' bits", '"flat"'),
-    "adaptive matrix": ({**MATRIX, "clip": {"kind": "adaptive"}}, {}, "fresh noise each round", '"flat"'),
     "adaptive clients": ({**LOCAL, "clip": {"kind": "adaptive"}}, {}, "bits at a server", '"flat"'),
     "raw counts": (CLIENT, {"weighting": "examples"}, "depend on how many records", '"capped"'),
     "roots of raw counts": (LOCAL, {"weighting": "sqrt"}, "weights by sqrt", '"capped"'),
