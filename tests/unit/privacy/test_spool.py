@@ -137,6 +137,13 @@ def test_a_file_torn_by_a_kill_is_not_read_and_goes(spool: Spool, monkeypatch: p
     assert [name[:7] for name in names(spool)] == ["000001-"]
 
 
+def test_a_torn_copy_does_not_hide_the_whole_one(spool: Spool) -> None:
+    spool.release(entry(1), REQUEST, b"one")
+    (whole,) = (path for path in spool.folder.rglob("*") if path.is_file())
+    whole.with_name(f".{whole.name}.1").write_bytes(b"o")
+    assert spool.find("r", 1, REQUEST) == b"one"
+
+
 @pytest.mark.parametrize("damage", [b"", b"on", b"onf", b"one more"])
 def test_damaged_bytes_are_not_sent(spool: Spool, damage: bytes) -> None:
     spool.release(entry(1), REQUEST, b"one")
