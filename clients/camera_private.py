@@ -43,8 +43,15 @@ def protection(config: CameraConfig) -> Protection:
 
 
 def units_of(data: ClientImages, unit: Unit) -> NDArray:
-    """Return, per image, the unit it belongs to: itself, or its person."""
-    return np.arange(len(data.labels)) if unit is Unit.EXAMPLE else data.labels
+    """Return, per image, the unit it belongs to: itself, its person, or the one client."""
+    return units_among(data.labels, unit)
+
+
+def units_among(people: NDArray, unit: Unit) -> NDArray:
+    """Return the unit of each record of these people: itself, its person, or the one client that holds them all."""
+    if unit is Unit.EXAMPLE:
+        return np.arange(len(people))
+    return np.zeros_like(people) if unit is Unit.CLIENT else people
 
 
 def centre_records(features: NDArray, labels: NDArray, units: NDArray, classes: int) -> Release:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloister.clients.camera_private import centre_records
+from cloister.clients.camera_private import centre_records, units_among
 from cloister.clients.objectives import Batch, Objective, objectives
 from cloister.clients.task import NDArray, Release, Round
 from cloister.datasets.reid import ClientImages
@@ -23,7 +23,6 @@ from cloister.models.l2rw.losses import training_losses
 from cloister.models.l2rw.network import ReidNetwork
 from cloister.models.l2rw.optimiser import make_optimiser, momentum_buffers, set_rate
 from cloister.models.l2rw.schedule import rate
-from cloister.privacy.events import Unit
 
 
 def check_nova(settings: TrainConfig, config: Mapping[str, Any]) -> None:
@@ -149,7 +148,7 @@ class LocalTraining:
             values, labels = collector.centres()
             return Release(kind="centres", arrays={"values": values.numpy(), "labels": labels.numpy()})
         features, people = (part.numpy() for part in collector.records())
-        units = np.arange(len(people)) if plan.unit is Unit.EXAMPLE else people
+        units = units_among(people, plan.unit)
         return centre_records(features, people, units, self.network.config.num_classes)
 
     def _receive_head(self) -> None:

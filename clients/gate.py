@@ -1,9 +1,10 @@
 """The gate: the only exit of a client.
 
 The outermost Flower mod of the ClientApp. In this order: the site's own policy says whether the request may be served
-at all; a request that was served before gets the same bytes again; the ledger says whether the budget covers it; the
-app trains; the plan's stages clip, weigh and noise what it made; what is left is checked against what was declared and
-asked for; the ledger is written and synced; the reply leaves.
+at all, and the client itself whether the plan can hold for any experiment; a request that was served before gets the
+same bytes again; the ledger says whether the budget covers it; the app trains; the plan's stages clip, weigh and noise
+what it made; what is left is checked against what was declared and asked for; the ledger is written and synced; the
+reply leaves.
 
 A reply passes when everything in it is declared: the weights are exactly the entries that the model specification
 releases in the form in which they came, every other record is of a kind that was asked for, and the metrics are finite
@@ -54,6 +55,7 @@ def _released(site: Site, message: Message, context: Context, call_next: ClientA
     with closing(Account.open(site, request, policy, message)) as account:
         try:
             policy.admit(request)
+            request.check()
             if (sent := account.sent_before()) is not None:
                 return sent
             account.admit()
@@ -62,9 +64,9 @@ def _released(site: Site, message: Message, context: Context, call_next: ClientA
             raise
         noisy_here = request.plan.local or request.plan.centres is not None
         noise = noise_of(site.folder, request.run, request.round) if noisy_here else None
-        content, events = _answer(site, request, message, context, call_next, noise)
+        content, spent, staged = _answer(site, request, message, context, call_next, noise)
         check_release(message, content, request)
-        return account.settle(content, events or account.planned())
+        return account.settle(content, (*(spent or account.of_weights()), *staged))
 
 
 def _answer(
@@ -74,8 +76,8 @@ def _answer(
     context: Context,
     call_next: ClientAppCallable,
     noise: NoiseSource | None,
-) -> tuple[RecordDict, tuple[Event, ...]]:
-    """Return what the app made after the plan's stages, and the events of private steps and stages."""
+) -> tuple[RecordDict, tuple[Event, ...], tuple[Event, ...]]:
+    """Return what the app made after the plan's stages, the events of private steps, and those of noised centres."""
     try:
         reply = call_next(message, context)
         if reply.has_error():
@@ -89,7 +91,7 @@ def _answer(
         site.log(request.round, type(error).__name__, error)
         content, spent = stages.zero(message.content.array_records["arrays"]), ()
     staged, events = stages.staged(request, content, noise)
-    return staged, (*spent, *events)
+    return staged, spent, events
 
 
 def _spent(content: RecordDict) -> tuple[Event, ...]:

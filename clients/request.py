@@ -15,6 +15,8 @@ from cloister.errors import ConfigError, PlanError
 from cloister.flower import array_record, dump, view
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.plan import Plan
+from cloister.privacy.settings import ClipKind
+from cloister.privacy.soundness import unsound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,15 @@ class Request:
 
     @property
     def noise_multiplier(self) -> float:
-        """The noise that the plan promises; 0 where it promises none."""
-        return self.plan.noise_multiplier if self.plan.noisy else 0.0
+        """The least noise that the plan promises on anything that was asked for; 0 where it promises none."""
+        plan = self.plan
+        if not plan.noisy:
+            return 0.0
+        centres = plan.centres if "centres" in self.kinds else None
+        promised = [plan.noise_multiplier]
+        if centres:
+            promised += [centres.noise_multiplier, centres.count_multiplier]
+        return min(promised)
 
     @property
     def noisy(self) -> bool:
@@ -65,6 +74,11 @@ class Request:
     def code(self) -> str:
         """SHA-256 of the code that would run."""
         return code_digest()
+
+    def check(self) -> None:
+        """Raise :class:`PlanError` for a plan that holds for no experiment: a server's word does not make it sound."""
+        if refusals := unsound(self.plan):
+            raise PlanError(f"plan in the message: {'; '.join(map(str, refusals))}")
 
     @classmethod
     def of(cls, message: Message, server: str) -> "Request":
@@ -129,6 +143,8 @@ def _bound(plan: Plan, config: Mapping[str, Any]) -> float:
         return math.inf
     if plan.clip.per_layer:
         return math.hypot(*plan.clip.per_layer.values())
+    if plan.clip.kind is not ClipKind.ADAPTIVE:  # else a message could state one bound and have another carried out
+        return plan.clip.bound
     bound = float(config.get("clip-bound", plan.clip.bound))
     if not (math.isfinite(bound) and bound > 0):
         raise PlanError(f"clip-bound in the message: expected a positive number, found {bound}")

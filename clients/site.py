@@ -2,14 +2,14 @@
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from cloister.clients.policy import SIMULATION, Policy
 from cloister.clients.request import Request, content_digest
-from cloister.errors import CloisterError, PrivacyError
+from cloister.errors import CloisterError, LedgerError, PrivacyError
 from cloister.flower import dump, load, view
 from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, EventKind
@@ -99,12 +99,18 @@ class Account:
         return None if data is None else load(data)
 
     def admit(self) -> None:
-        """Refuse a round that was released already, or that the budget does not cover.
+        """Refuse a round that was released already, another plan in mid-run, or what the budget does not cover.
 
+        A run has one plan: what a matrix mechanism costs is written down in its first round, for all others.
         Raises :class:`~cloister.errors.LedgerError`.
         """
         if self.ledger is not None:
             request = self.request
+            if any(entry.plan != request.plan.digest for entry in self._released()):
+                raise LedgerError(
+                    f"run {request.run!r}, round {request.round}: expected the plan of the rounds before, found "
+                    "another; start a new run for another plan"
+                )
             budget = self.policy.budget(request.unit)
             self.ledger.admit(request.run, request.round, self.planned(), budget, message=request.kind)
 
@@ -114,6 +120,11 @@ class Account:
         if request.kind == "evaluate":  # its metrics are made of the records themselves
             return (Event(kind=EventKind.NONE, unit=plan.unit, relation=plan.relation),)
         return plan.increment(request.round - 1 if plan.local else self._last_round(), request.round)
+
+    def of_weights(self) -> tuple[Event, ...]:
+        """Return what of :meth:`planned` is for the weights alone: centres are written down as they are noised."""
+        weights = self.request.plan.model_copy(update={"centres": None})
+        return replace(self, request=replace(self.request, plan=weights)).planned()
 
     def settle(self, content: RecordDict, events: tuple[Event, ...]) -> RecordDict:
         """Write the release down, synced to disk, and return what may leave now."""
@@ -152,9 +163,13 @@ class Account:
         return Spool(self.site.folder / "spool", self.ledger)
 
     def _last_round(self) -> int:
+        return max((entry.round for entry in self._released()), default=0)
+
+    def _released(self) -> list[Entry]:
+        """Return what left in this run's rounds so far."""
         entries = self.ledger.entries() if self.ledger else ()
-        done = [it.round for it in entries if it.run == self.request.run and it.kind is EntryKind.RELEASE]
-        return max(done, default=0)
+        asked = self.request.run, "train", EntryKind.RELEASE
+        return [entry for entry in entries if (entry.run, entry.message, entry.kind) == asked]
 
 
 def _size(record: object) -> int:

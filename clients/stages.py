@@ -19,7 +19,7 @@ from cloister.privacy.events import Event, Unit
 from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.privacy.settings import ClipKind, Mechanism, Trust, Weighting
+from cloister.privacy.settings import ClipKind, Weighting
 
 BIT = "unclipped"
 
@@ -38,7 +38,7 @@ def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> 
     if isinstance(centres, ArrayRecord) and (plan.noisy or plan.centres is not None):
         content["centres"], events = _centres(plan, views(centres), noise)
     if not plan.noisy:
-        return content, ()
+        return content, events
     kept = {kind: content[kind] for kind in ("arrays", "centres") if kind in content}
     return RecordDict({**kept, "metrics": _public(plan, bit)}), events
 
@@ -51,10 +51,10 @@ def _bounded(
         return 0.5
     per_layer = plan.clip.kind is ClipKind.PER_LAYER
     clipped = clipping.clip_per_layer(arrays, plan.clip.per_layer) if per_layer else clipping.clip_flat(arrays, bound)
-    weight = min(examples / plan.weight_cap, 1.0) if plan.weighting is Weighting.CAPPED else 1.0
+    weight = min(max(examples, 0) / plan.weight_cap, 1.0) if plan.weighting is Weighting.CAPPED else 1.0
     for name, values in arrays.items():
         np.multiply(clipped.values[name], weight, out=values, casting="same_kind")
-    if plan.mechanism is Mechanism.GAUSSIAN and plan.trust is Trust.LOCAL:
+    if plan.local:  # whatever the mechanism: what a noisy plan lets out of here is noised here, or at every step
         _add_noise(arrays, plan.noise_multiplier * plan.spread * bound, noise)
     return clipped.bit
 
@@ -71,7 +71,8 @@ def _public(plan: Plan, bit: float | None) -> MetricRecord:
     metrics: dict[str, int | float] = {"num-examples": 1}
     if plan.private_steps:
         metrics["steps"] = plan.steps
-    if plan.clip is not None and plan.clip.kind is ClipKind.ADAPTIVE and bit is not None:
+    adaptive = plan.clip is not None and plan.clip.kind is ClipKind.ADAPTIVE
+    if adaptive and plan.central and bit is not None:  # the server noises the sum of bits; nobody else would
         metrics[BIT] = bit
     return MetricRecord(metrics)  # type: ignore[arg-type]
 

@@ -55,18 +55,7 @@ def _without_formula(plan: "Plan", facts: Facts) -> str:
     return next((reason for reason in reasons if reason), "")
 
 
-SOUNDNESS: tuple[Rule, ...] = (
-    Rule(
-        lambda plan, facts: plan.noisy and plan.noise_multiplier == 0 and plan.budget is None,
-        "the plan has neither noise nor a budget to find it from",
-        "give plan.noise_multiplier, or [plan.budget] with epsilon and delta",
-    ),
-    Rule(
-        lambda plan, facts: bool(plan.budget) and not plan.noisy,
-        "the plan has a budget, but mechanism none adds no noise, and no budget is kept without",
-        'plan.mechanism = "dp-sgd" for people, or no [plan.budget]',
-    ),
-    # Unit and mechanism
+ALONE: tuple[Rule, ...] = (
     Rule(
         lambda plan, facts: _client_noise(plan) and plan.unit is not Unit.CLIENT,
         "noise on whole updates hides one client, not one {plan.unit}: of a person on several clients, or with many "
@@ -90,6 +79,71 @@ SOUNDNESS: tuple[Rule, ...] = (
         'plan.trust = "central"; or plan.mechanism = "gaussian" with trust local',
     ),
     Rule(
+        lambda plan, facts: plan.private_steps and plan.unit is Unit.EXAMPLE and plan.records > 1,
+        "the unit is one example, but plan.records allows {plan.records} for each",
+        'plan.records = 1; or plan.unit = "subject", if these are records of one person',
+    ),
+    Rule(
+        lambda plan, facts: plan.sampler is Sampler.MIN_SEPARATION and plan.mechanism is not Mechanism.MATRIX,
+        "a pause between two rounds of a client is what a matrix mechanism counts on; other noise gains nothing by it",
+        'plan.mechanism = "matrix"; or plan.sampler = "poisson"',
+    ),
+    Rule(
+        lambda plan, facts: (
+            plan.mechanism is Mechanism.MATRIX and plan.sampler not in (Sampler.MIN_SEPARATION, Sampler.ALL)
+        ),
+        "the sensitivity of a matrix mechanism is that of all rounds of a client, which draws by {plan.sampler} do "
+        "not bound",
+        'plan.sampler = "min-separation" with matrix.separation; or plan.mechanism = "gaussian", which {plan.sampler} '
+        "draws amplify",
+    ),
+    Rule(
+        lambda plan, facts: plan.matrix is not None and plan.sampler is Sampler.ALL and plan.matrix.separation > 1,
+        "everybody is in every round, but the matrix counts on {plan.matrix.separation} rounds between two of a client",
+        'plan.sampler = "min-separation"; or matrix.separation = 1',
+    ),
+    Rule(
+        lambda plan, facts: (
+            plan.central and plan.sampler is Sampler.WITHOUT_REPLACEMENT and plan.relation is Relation.ADD_REMOVE
+        ),
+        "a cohort of fixed size changes somebody else's place when a client is added or removed",
+        'plan.relation = "replace-one", or "zero-out" where the number of clients is public; or plan.sampler = '
+        '"poisson"',
+    ),
+    Rule(
+        lambda plan, facts: plan.private_steps and plan.sample_size == 0,
+        "a noisy sum is divided by plan.sample_size, which is not given; dividing by the batch or the expected batch "
+        "of the client's own records tells how many it has",
+        "plan.sample_size = a public number near the expected batch, the same for all clients",
+    ),
+    Rule(_without_formula, "what the plan does has no sound accounting: {details}", "what the reason says"),
+    Rule(
+        lambda plan, facts: (
+            plan.clip is not None
+            and plan.clip.kind is ClipKind.ADAPTIVE
+            and not (plan.mechanism is Mechanism.GAUSSIAN and plan.central)
+        ),
+        "an adaptive clip follows the noisy sum of the clients' bits at a server that adds fresh noise each round",
+        'clip.kind = "flat" with a bound that is known or was found on public data; or plan.mechanism = "gaussian" '
+        "with trust central",
+    ),
+)
+"""Rules that need no facts: a plan that breaks one holds for no experiment, whoever sent it."""
+
+SOUNDNESS: tuple[Rule, ...] = (
+    *ALONE,
+    Rule(
+        lambda plan, facts: plan.noisy and plan.noise_multiplier == 0 and plan.budget is None,
+        "the plan has neither noise nor a budget to find it from",
+        "give plan.noise_multiplier, or [plan.budget] with epsilon and delta",
+    ),
+    Rule(
+        lambda plan, facts: bool(plan.budget) and not plan.noisy,
+        "the plan has a budget, but mechanism none adds no noise, and no budget is kept without",
+        'plan.mechanism = "dp-sgd" for people, or no [plan.budget]',
+    ),
+    # Unit and mechanism
+    Rule(
         lambda plan, facts: (
             plan.central
             and not plan.budget
@@ -108,11 +162,6 @@ SOUNDNESS: tuple[Rule, ...] = (
         ),
         "delta {plan.budget.delta:g} allows one of {facts.clients} clients to be published outright",
         "a delta well below 1 / {facts.clients}",
-    ),
-    Rule(
-        lambda plan, facts: plan.private_steps and plan.unit is Unit.EXAMPLE and plan.records > 1,
-        "the unit is one example, but plan.records allows {plan.records} for each",
-        'plan.records = 1; or plan.unit = "subject", if these are records of one person',
     ),
     Rule(
         lambda plan, facts: _by_people(plan) and not facts.unit_ids,
@@ -139,25 +188,6 @@ SOUNDNESS: tuple[Rule, ...] = (
     ),
     # Draws
     Rule(
-        lambda plan, facts: plan.sampler is Sampler.MIN_SEPARATION and plan.mechanism is not Mechanism.MATRIX,
-        "a pause between two rounds of a client is what a matrix mechanism counts on; other noise gains nothing by it",
-        'plan.mechanism = "matrix"; or plan.sampler = "poisson"',
-    ),
-    Rule(
-        lambda plan, facts: (
-            plan.mechanism is Mechanism.MATRIX and plan.sampler not in (Sampler.MIN_SEPARATION, Sampler.ALL)
-        ),
-        "the sensitivity of a matrix mechanism is that of all rounds of a client, which draws by {plan.sampler} do "
-        "not bound",
-        'plan.sampler = "min-separation" with matrix.separation; or plan.mechanism = "gaussian", which {plan.sampler} '
-        "draws amplify",
-    ),
-    Rule(
-        lambda plan, facts: plan.matrix is not None and plan.sampler is Sampler.ALL and plan.matrix.separation > 1,
-        "everybody is in every round, but the matrix counts on {plan.matrix.separation} rounds between two of a client",
-        'plan.sampler = "min-separation"; or matrix.separation = 1',
-    ),
-    Rule(
         lambda plan, facts: plan.central and plan.sampler is not facts.drawn,
         "the plan accounts for clients drawn by {plan.sampler}, but the federation draws by {facts.drawn}; "
         "Poisson's formula in particular holds for no other draw",
@@ -174,24 +204,10 @@ SOUNDNESS: tuple[Rule, ...] = (
         "leave strategy.cohort_size and strategy.fraction out; plan.rate alone says how many come",
     ),
     Rule(
-        lambda plan, facts: (
-            plan.central and plan.sampler is Sampler.WITHOUT_REPLACEMENT and plan.relation is Relation.ADD_REMOVE
-        ),
-        "a cohort of fixed size changes somebody else's place when a client is added or removed",
-        'plan.relation = "replace-one", or "zero-out" where the number of clients is public; or plan.sampler = '
-        '"poisson"',
-    ),
-    Rule(
         lambda plan, facts: plan.central and plan.population != facts.clients,
         "the sum of a round is divided by a public number made from plan.population = {plan.population}, but there are "
         "{facts.clients} clients; dividing by the replies that came would tell who came",
         "plan.population = {facts.clients}",
-    ),
-    Rule(
-        lambda plan, facts: plan.private_steps and plan.sample_size == 0,
-        "a noisy sum is divided by plan.sample_size, which is not given; dividing by the batch or the expected batch "
-        "of the client's own records tells how many it has",
-        "plan.sample_size = a public number near the expected batch, the same for all clients",
     ),
     Rule(
         lambda plan, facts: plan.private_steps and facts.local_steps > plan.steps,
@@ -203,22 +219,11 @@ SOUNDNESS: tuple[Rule, ...] = (
         "the run has {facts.rounds} rounds, but the plan accounts for {plan.rounds}",
         "plan.rounds = {facts.rounds} (or 0, which takes the experiment's), or fewer rounds",
     ),
-    Rule(_without_formula, "what the plan does has no sound accounting: {details}", "what the reason says"),
     # Clip and weights
     Rule(
         _uncovered_layers,
         "clip.per_layer has no bound for {details}; noise for bounds that some entries do not keep hides nothing",
         'a bound for every shared entry ("" stands for all that have no other); or clip.kind = "flat"',
-    ),
-    Rule(
-        lambda plan, facts: (
-            plan.clip is not None
-            and plan.clip.kind is ClipKind.ADAPTIVE
-            and not (plan.mechanism is Mechanism.GAUSSIAN and plan.central)
-        ),
-        "an adaptive clip follows the noisy sum of the clients' bits at a server that adds fresh noise each round",
-        'clip.kind = "flat" with a bound that is known or was found on public data; or plan.mechanism = "gaussian" '
-        "with trust central",
     ),
     Rule(
         lambda plan, facts: (
@@ -234,3 +239,13 @@ SOUNDNESS: tuple[Rule, ...] = (
         'strategy.weighting = "uniform" and plan.weighting = "uniform"',
     ),
 )
+
+
+def unsound(plan: "Plan") -> list[Refusal]:
+    """Return every reason why ``plan`` holds for no experiment at all: what a client can tell of one it was sent.
+
+    A client knows nothing of the experiment, and cannot take a server's word for it.
+    """
+    nothing_known = Facts(strategy="", weighting="uniform", clients=0, rounds=0)
+    refusals = [rule.refusal(plan, nothing_known) for rule in ALONE]
+    return [refusal for refusal in refusals if refusal is not None]

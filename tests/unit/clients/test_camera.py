@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from cloister.clients.camera import CameraTask, private_numbering
+from cloister.clients.camera_private import units_among
 from cloister.clients.guard import isolated
 from cloister.clients.state import ClientState
 from cloister.clients.task import Round, Update
 from cloister.datasets.reid import ClientImages
 from cloister.errors import ConfigError, DataError, IsolationError, WeightsError
 from cloister.models.spec import Group
+from cloister.privacy.events import Unit
 from cloister.randomness import SeedTree
 
 HEIGHT, WIDTH, PEOPLE = 32, 32, 6
@@ -480,3 +482,10 @@ def test_deviations_name_what_is_not_the_papers() -> None:
     topics = {deviation.topic: deviation for deviation in task_of(train={"mrb_form": "mixed"}).deviations()}
     assert (topics["train.mrb_form"].paper, topics["train.mrb_form"].run) == ("cosine", "mixed")
     assert set(topics) >= {"model.width", "model.blocks", "model.pretrained", "train.peak_round"} | always
+
+
+def test_whose_the_records_of_class_centres_are() -> None:
+    people = np.array([4, 4, 7])
+    assert units_among(people, Unit.SUBJECT).tolist() == [4, 4, 7]
+    assert units_among(people, Unit.EXAMPLE).tolist() == [0, 1, 2]
+    assert len(set(units_among(people, Unit.CLIENT).tolist())) == 1  # noise for one person would not hide the client

@@ -177,10 +177,12 @@ def test_another_request_for_a_round_that_was_released_is_refused(tmp_path: Path
     other = message(plan=LOCAL)
     other.content["arrays"] = array_record({"w": np.zeros(SHAPE, np.float32)})
     assert gate(other, node(tmp_path), trained()).error.code == LedgerError.code
-    gate(message(2, plan=LOCAL), node(tmp_path), trained())
-    assert gate(message(1, plan=LOCAL), node(tmp_path), trained()).has_error()
+    for number in (2, 3):  # the bytes of the last two rounds are kept for a server that resumes
+        gate(message(number, plan=LOCAL), node(tmp_path), trained())
+    assert gate(message(1, plan=LOCAL), node(tmp_path), trained()).error.code == LedgerError.code
     kinds = [entry.kind for entry in entries(tmp_path)]
-    assert kinds == [EntryKind.RELEASE, EntryKind.REFUSAL, EntryKind.RELEASE, EntryKind.REFUSAL]
+    released, refused = EntryKind.RELEASE, EntryKind.REFUSAL
+    assert kinds == [released, refused, released, released, refused]
 
 
 def test_rounds_of_one_run_have_different_noise(tmp_path: Path) -> None:
@@ -231,6 +233,84 @@ def test_a_hostile_server_is_refused_and_written_down(tmp_path: Path, name: str)
     (entry,) = entries(tmp_path)
     assert entry.kind is EntryKind.REFUSAL
     assert reason in entry.note
+
+
+UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
+    "noise that nobody adds": ({"mechanism": "matrix", "matrix": {}}, "belongs on the sum"),
+    "a bit that nobody noises": (
+        {"clip": {"kind": "adaptive", "bits_noise": 8.0}, "population": 40},
+        "clients' bits at a server",
+    ),
+    "a person behind the noise for a client": ({"unit": "subject"}, "hides one client, not one subject"),
+    "a client behind the noise for a person": (
+        {"mechanism": "dp-sgd", "steps": 1, "sample_size": 4},
+        "hide what they draw there, not the client",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_plan_that_holds_for_no_experiment_is_refused_by_the_client_itself(
+    tmp_path: Path, name: str, owned: bool
+) -> None:
+    changed, reason = UNSOUND[name]
+    policy = site(tmp_path, POLICY.replace('["client"]', '["client", "subject"]')) if owned else SIMULATION
+    reply = gate(message(plan={**LOCAL, **changed}), node(tmp_path, policy), trained())
+    assert (reply.error.code, reply.has_content()) == (PlanError.code, False)
+    (entry,) = entries(tmp_path)
+    assert entry.kind is EntryKind.REFUSAL
+    assert reason in entry.note
+
+
+def test_another_plan_in_mid_run_is_refused(tmp_path: Path) -> None:
+    gate(message(1, plan=LOCAL), node(tmp_path), trained())
+    other = message(2, plan={**LOCAL, "noise_multiplier": 0.6})
+    assert gate(other, node(tmp_path), trained()).error.code == LedgerError.code
+    assert gate(message(2, plan=LOCAL), node(tmp_path), trained()).has_content()
+
+
+def test_only_an_adaptive_clip_takes_its_bound_from_the_message(tmp_path: Path) -> None:
+    asked = message(plan={**CENTRAL, "clip": {"bound": 0.5}}, **{"clip-bound": 1.5})
+    assert np.linalg.norm(weights(gate(asked, node(tmp_path), trained()))) == pytest.approx(0.5, rel=1e-5)
+
+
+# Class centres beside the weights
+
+CENTRES = {**LOCAL, "centres": {"noise_multiplier": 3.0, "count_multiplier": 5.0}}
+
+
+def with_centres(received: Message, where: Context) -> Message:
+    reply = trained()(received, where)
+    made = {"features": np.ones((6, 4), np.float32), "labels": np.arange(6), "units": np.zeros(6, np.int64)}
+    reply.content["centres"] = array_record({**made, "classes": np.asarray(6)})
+    return reply
+
+
+def test_weights_and_centres_of_one_round_are_both_written_down(tmp_path: Path) -> None:
+    assert gate(message(plan=CENTRES, releases=["centres"]), node(tmp_path), with_centres).has_content()
+    (entry,) = entries(tmp_path)
+    assert entry.events == Plan.of(CENTRES).increment(0, 1)
+    assert [event.noise_multiplier for event in entry.events] == [0.5, 3.0, 5.0]
+    gate(message(2, plan=CENTRES, releases=["centres"]), node(tmp_path), trained())  # what did not leave cost nothing
+    assert [event.noise_multiplier for event in entries(tmp_path)[1].events] == [0.5]
+
+
+def test_centres_beside_bare_weights_leave_both_their_marks(tmp_path: Path) -> None:
+    text = POLICY.replace('"metrics"]', '"metrics", "centres"]') + "allow_without_noise = true\n"
+    plan = {**CENTRES, "mechanism": "none", "noise_multiplier": 0.0}
+    asked = message(plan=plan, releases=["centres"])
+    assert gate(asked, node(tmp_path, site(tmp_path, text)), with_centres).has_content()
+    kinds = [event.kind for event in entries(tmp_path)[0].events]
+    assert kinds == [EventKind.NONE, EventKind.GAUSSIAN, EventKind.GAUSSIAN]
+
+
+@pytest.mark.parametrize("weak", ["noise_multiplier", "count_multiplier"])
+def test_the_noise_floor_holds_for_centres_too(tmp_path: Path, weak: str) -> None:
+    text = POLICY.replace('"metrics"]', '"metrics", "centres"]')
+    plan = {**CENTRES, "centres": {"noise_multiplier": 3.0, "count_multiplier": 5.0, weak: 0.39}}
+    asked = message(plan=plan, releases=["centres"])
+    assert gate(asked, node(tmp_path, site(tmp_path, text)), with_centres).error.code == PolicyError.code
 
 
 def test_another_server_than_the_owners_is_refused(tmp_path: Path) -> None:
