@@ -55,6 +55,11 @@ def _without_formula(plan: "Plan", facts: Facts) -> str:
     return next((reason for reason in reasons if reason), "")
 
 
+def _counts_on_absence(plan: "Plan", facts: Facts) -> bool:
+    matrix, rounds = plan.matrix, plan.rounds or facts.rounds or 1
+    return matrix is not None and (matrix.separation > 1 or 0 < matrix.participations < rounds)
+
+
 ALONE: tuple[Rule, ...] = (
     Rule(
         lambda plan, facts: _client_noise(plan) and plan.unit is not Unit.CLIENT,
@@ -98,9 +103,10 @@ ALONE: tuple[Rule, ...] = (
         "draws amplify",
     ),
     Rule(
-        lambda plan, facts: plan.matrix is not None and plan.sampler is Sampler.ALL and plan.matrix.separation > 1,
-        "everybody is in every round, but the matrix counts on {plan.matrix.separation} rounds between two of a client",
-        'plan.sampler = "min-separation"; or matrix.separation = 1',
+        lambda plan, facts: plan.matrix is not None and plan.sampler is Sampler.ALL and _counts_on_absence(plan, facts),
+        "everybody is in every round, but the matrix counts on {plan.matrix.separation} rounds from one of a client to "
+        "its next, and on {plan.matrix.participations} of them at most (0: all)",
+        'plan.sampler = "min-separation"; or matrix.separation = 1 and matrix.participations = 0',
     ),
     Rule(
         lambda plan, facts: (

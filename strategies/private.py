@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from cloister.errors import ConfigError, ReleaseError
+from cloister.errors import ConfigError, PlanError, ReleaseError
 from cloister.flower import NDArray, tensor
 from cloister.models.spec import Group
-from cloister.privacy.clipping import ClipBound
+from cloister.privacy.clipping import ClipBound, layer_of
 from cloister.privacy.events import Sampler
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
@@ -90,8 +90,14 @@ class CentralPrivacy:
                     self.took_part[client.name] = (self.stream.done, times + 1)
             case Sampler.ALL:
                 chosen = pool
-            case _:
-                chosen = [pool[place] for place in source.permutation(len(pool))[: self.plan.sample_size]]
+            case _:  # of all places, those of absent clients too: fewer online would be drawn more often than counted
+                if len(pool) > self.plan.population:
+                    raise PlanError(
+                        f"cohort: expected at most plan.population = {self.plan.population} clients online, found "
+                        f"{len(pool)}; start a run with a larger population"
+                    )
+                places = source.permutation(self.plan.population)[: self.plan.sample_size]
+                chosen = [pool[place] for place in places if place < len(pool)]
         return Cohort(clients=tuple(sorted(chosen)), pool=len(pool))
 
     def fold(self, number: int, arrays: Mapping[str, NDArray], groups: Mapping[str, Group]) -> "NoisyMean":
@@ -173,8 +179,10 @@ class NoisyMean(Fold):
 
     def _check(self, reply: Reply) -> None:
         clip = self._privacy.plan.clip
-        for prefix, bound in (clip.per_layer if clip else {}).items():
-            layer = [values for name, values in reply.deltas.items() if name.startswith(prefix)]
+        bounds = clip.per_layer if clip else {}
+        layers = {name: layer_of(name, bounds) for name in reply.deltas} if bounds else {}  # as the client clips
+        for prefix, bound in bounds.items():
+            layer = [reply.deltas[name] for name, found in layers.items() if found == prefix]
             norm = math.sqrt(sum(float(tensor(values).double().square().sum()) for values in layer))
             if norm > bound * (1 + _ROUNDING):
                 raise ReleaseError(f"arrays: {prefix}: expected a change of L2 norm at most {bound:g}, found {norm:g}")

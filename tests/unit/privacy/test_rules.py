@@ -131,7 +131,13 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "crowds": (SUBJECT, {"subjects_per_record": 3}, "up to 3 people share a record", "public"),
     "a pause": ({**CLIENT, "sampler": "min-separation", "rate": 1.0}, {}, "counts on", '"matrix"'),
     "matrix by draws": ({**MATRIX, "sampler": "poisson", "rate": 0.1}, {}, "do not bound", '"min-separation"'),
-    "matrix by everybody": ({**MATRIX, "sampler": "all"}, {}, "4 rounds between two", "matrix.separation = 1"),
+    "matrix by everybody": ({**MATRIX, "sampler": "all"}, {}, "4 rounds from one", "matrix.separation = 1"),
+    "matrix by everybody, once": (
+        {**MATRIX, "sampler": "all", "matrix": {"participations": 1}},
+        {},
+        "on 1 of them at most",
+        "matrix.participations = 0",
+    ),
     "Poisson by name": (
         CLIENT,
         {"drawn": Sampler.WITHOUT_REPLACEMENT},

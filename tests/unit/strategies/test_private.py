@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
-from cloister.errors import ConfigError, PrivacyError
+from cloister.errors import ConfigError, PlanError, PrivacyError
 from cloister.flower import array_record, views
 from cloister.models.spec import Group
 from cloister.privacy.noise import NoiseSource
@@ -121,6 +121,23 @@ def test_a_layer_beyond_its_own_bound_is_refused(lab: SimpleNamespace) -> None:
     made = plan(clip={"kind": "per-layer", "per_layer": {"w": 3.0, "b": 0.5}})
     ran = start(lab, CentralPrivacy(plan=made, noise=NoiseSource(KEY)), constant(0.6))
     assert all("b: expected a change of L2 norm at most 0.5" in it.reason for it in ran.rounds[0].outcomes.values())
+
+
+def test_a_layer_is_bounded_as_the_client_clips_it(lab: SimpleNamespace) -> None:
+    made = plan(clip={"kind": "per-layer", "per_layer": {"": 0.5, "b": 3.0}})  # the longest prefix decides
+    ran = start(lab, CentralPrivacy(plan=made, noise=NoiseSource(KEY)), constant(2.5))
+    assert all(it.accepted for it in ran.rounds[0].outcomes.values())
+
+
+def test_fewer_clients_online_are_not_drawn_more_often_than_is_counted() -> None:
+    made = plan(sampler="without-replacement", rate=1.0, sample_size=20, relation="replace-one")
+    privacy = CentralPrivacy(plan=made, noise=NoiseSource(KEY))
+    names = SimpleNamespace(name_of=str)
+    drawn = [len(privacy.draw(names, range(20), number, 0).clients) for number in range(1, 41)]
+    assert sum(drawn) == pytest.approx(40 * 10, rel=0.15)  # 20 of 40 places, half of them empty
+    assert len(privacy.draw(names, range(40), 1, 0).clients) == 20
+    with pytest.raises(PlanError, match="at most plan.population = 40 clients online, found 41"):
+        privacy.draw(names, range(41), 1, 0)
 
 
 def test_the_bound_follows_the_quantile_and_is_sent_to_clients(lab: SimpleNamespace) -> None:
