@@ -6,6 +6,7 @@ configuration (``client``, ``data``, ``state``) - never from the server. Under `
 no nodes, the data folder comes from the app's own run configuration.
 """
 
+import hashlib
 import importlib
 import json
 from collections import OrderedDict
@@ -104,13 +105,23 @@ def _open(message: Message, context: Context, *, trained: bool = False) -> tuple
         total=int(config.get("rounds", number)),
         client=client,
         seeds=seeds,
-        state=ClientState(Path(str(folder)) / client if folder else None, number + trained),
+        state=ClientState(_memory(Path(str(folder)) / client, config) if folder else None, number + trained),
         config=config,
         received={kind: views(record) for kind, record in arrays.items() if kind != "arrays"},
         reference=views(arrays["arrays"]),
         plan=plan_of(config),
     )
     return resident, round_
+
+
+def _memory(folder: Path, config: Mapping[str, Any]) -> Path:
+    """Return where a client's memory of this run under this plan lies.
+
+    What one plan left there without noise (momentum, weights that stay local) must not flow into what another releases.
+    """
+    run = str(config.get("run", ""))
+    name = hashlib.sha256(f"{run}\x1f{plan_of(config).digest}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return folder / "memory" / name if run else folder
 
 
 def _client_of_partition(task: Task[Any], context: Context) -> str:

@@ -32,12 +32,29 @@ _MANY = 2_000_000  # parameters from which a gradient per record no longer fits:
 
 
 def train(task: Task[Any], model: nn.Module, load: Callable[[], Any], round: Round, log: Log) -> Update:
-    """Take the plan's private steps on what ``load`` returns; ``log`` is the client's own."""
+    """Take the plan's private steps on what ``load`` returns; ``log`` is the client's own.
+
+    Where anything about the data goes wrong, now or in a later step, all steps are taken anew on nothing but noise.
+    """
+    received = {name: values.detach().clone() for name, values in model.state_dict().items()}
+    try:
+        return _train(task, model, load(), round)
+    except (ConfigError, PrivacyError):
+        raise
+    except Exception as error:  # whatever is wrong with the data, nobody outside may see that it is
+        log(round.number, type(error).__name__, error)
+    with torch.no_grad():
+        for name, values in model.state_dict().items():
+            values.copy_(received[name])
+    return _train(task, model, None, round)
+
+
+def _train(task: Task[Any], model: nn.Module, records: Any, round: Round) -> Update:
     folder, run = round.state.folder, str(round.config.get("run", ""))
     noise = noise_of(folder, run, round.number).fork("steps")
     with torch.random.fork_rng():  # what a loss draws (augmentation) must be as secret as who was drawn
         torch.manual_seed(int(noise.fork("augmentation").integers(2**62, 1)[0]))
-        training = _training(task, model, load, round, log)
+        training = task.private(model, records, round)
         chosen = _chosen(round.plan, training, folder)
         data = PrivateData(
             owners=[str(training.units[index]) for index in chosen],
@@ -95,16 +112,6 @@ def _sampler(plan: Plan) -> UnitSampler:
         case Sampler.ALL:
             return Everyone()
     raise PlanError(f"private steps: sampler {plan.sampler} draws clients, not units; use poisson")
-
-
-def _training(task: Task[Any], model: nn.Module, load: Callable[[], Any], round: Round, log: Log) -> PrivateTraining:
-    try:
-        return task.private(model, load(), round)
-    except (ConfigError, PrivacyError):
-        raise
-    except Exception as error:  # whatever is wrong with the data, nobody outside may see that it is
-        log(round.number, type(error).__name__, error)
-        return task.private(model, None, round)
 
 
 def _chosen(plan: Plan, training: PrivateTraining, folder: Path | None) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -227,6 +227,14 @@ def test_a_client_without_memory_does_not_get_anothers(tmp_path: Path) -> None:
     assert mine(number=2, client="site1", state=tmp_path) == INITIAL
 
 
+def test_memory_of_one_run_or_plan_does_not_flow_into_another(tmp_path: Path) -> None:
+    other = '{"unit": "client"}'
+    mine(number=1, state=tmp_path, run="a")
+    assert mine(number=2, state=tmp_path, run="b") == INITIAL
+    assert mine(number=2, state=tmp_path, run="a", plan=other) == INITIAL
+    assert mine(number=2, state=tmp_path, run="a") == INITIAL + 1
+
+
 def test_a_clients_data_is_loaded_once() -> None:
     for client in ("site0", "site1", "site0", "site1"):
         ask(client=client)

@@ -136,7 +136,7 @@ def test_fewer_clients_online_are_not_drawn_more_often_than_is_counted() -> None
     drawn = [len(privacy.draw(names, range(20), number, 0).clients) for number in range(1, 41)]
     assert sum(drawn) == pytest.approx(40 * 10, rel=0.15)  # 20 of 40 places, half of them empty
     assert len(privacy.draw(names, range(40), 1, 0).clients) == 20
-    with pytest.raises(PlanError, match="at most plan.population = 40 clients online, found 41"):
+    with pytest.raises(PlanError, match=r"at most plan\.population = 40 clients online, found 41"):
         privacy.draw(names, range(41), 1, 0)
 
 
