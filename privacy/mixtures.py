@@ -64,7 +64,8 @@ def removed(pair: Pair, interval: float) -> tuple[int, Vector]:
     cuts = _inverse(epsilons, places, losses, means, shares, pair.deviation)
     above = (shares * _tail((cuts[:, None] - means) / pair.deviation)).sum(axis=1)
     deltas = above - np.exp(epsilons + _log_tail(cuts / pair.deviation))
-    deltas = np.where(epsilons <= math.log(shares[0]) if means[0] == 0 else False, -np.expm1(epsilons), deltas)
+    with np.errstate(over="ignore"):  # of what is not chosen
+        deltas = np.where(epsilons <= math.log(shares[0]) if means[0] == 0 else False, -np.expm1(epsilons), deltas)
     return first, _falling(deltas + lost)
 
 

@@ -91,10 +91,10 @@ def weights(run: Path) -> bytes:
 
 def with_secrets_of(first: Path, folder: Path) -> Path:
     """Return a new folder with the name and the keys of another run, as if it had drawn the same ones."""
-    for name in ("run.id", "server/noise.key", "clients/cam1/noise.key", "clients/cam2/noise.key"):
-        if (first / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(first / name, folder / name)
+    for path in (first / "run.id", *first.rglob("noise.key")):
+        copy = folder / path.relative_to(first)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     return folder
 
 
