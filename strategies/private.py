@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
-from cloister.errors import ConfigError, PlanError, ReleaseError
+from cloister.errors import ConfigError, ReleaseError
 from cloister.flower import NDArray, tensor
 from cloister.models.spec import Group
 from cloister.privacy.clipping import ClipBound, layer_of
@@ -91,12 +91,7 @@ class CentralPrivacy:
             case Sampler.ALL:
                 chosen = pool
             case _:  # of all places, those of absent clients too: fewer online would be drawn more often than counted
-                if len(pool) > self.plan.population:
-                    raise PlanError(
-                        f"cohort: expected at most plan.population = {self.plan.population} clients online, found "
-                        f"{len(pool)}; start a run with a larger population"
-                    )
-                places = source.permutation(self.plan.population)[: self.plan.sample_size]
+                places = source.permutation(max(self.plan.population, len(pool)))[: self.plan.sample_size]
                 chosen = [pool[place] for place in places if place < len(pool)]
         return Cohort(clients=tuple(sorted(chosen)), pool=len(pool))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cloister.clients.camera_private import units_among
 from cloister.errors import AuditError
 from cloister.flower import NDArray
 from cloister.privacy.audits.linkage import audit_centres
@@ -58,7 +59,7 @@ def _centres(plan: Plan, features: NDArray, labels: NDArray, classes: int) -> tu
     made = noised_centres(
         features,
         labels,
-        labels if plan.unit is not Unit.EXAMPLE else np.arange(len(labels)),
+        units_among(labels, plan.unit),
         classes=classes,
         bound=settings.bound,
         contributions=1 if plan.unit is Unit.EXAMPLE else plan.records,

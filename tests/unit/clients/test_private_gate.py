@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 
+from cloister.clients import stages
 from cloister.clients.gate import gate
 from cloister.clients.policy import SIMULATION
 from cloister.errors import DataError, LedgerError, PlanError, PolicyError, PrivacyError
@@ -16,6 +17,7 @@ from cloister.flower import array_record, assign_id, dump, set_identity, views
 from cloister.privacy.entries import EntryKind
 from cloister.privacy.events import EventKind
 from cloister.privacy.ledger import FILE_NAME, Ledger
+from cloister.privacy.local import noised_centres
 from cloister.privacy.plan import Plan
 
 LOCAL: dict[str, Any] = {
@@ -98,6 +100,33 @@ def test_noise_at_the_client_covers_everything_that_leaves(tmp_path: Path) -> No
     assert change.std() == pytest.approx(0.5 * 2.0, rel=0.06)
 
 
+def test_replaced_units_get_twice_the_noise_at_the_client(tmp_path: Path) -> None:
+    reply = gate(message(plan={**LOCAL, "relation": "replace-one"}), node(tmp_path), trained(0.0))
+    assert weights(reply).std() == pytest.approx(2 * 0.5 * 2.0, rel=0.06)
+
+
+def test_what_no_noise_covers_does_not_leave_though_it_was_asked_for(tmp_path: Path) -> None:
+    def answer(received: Message, where: Context) -> Message:
+        reply = trained()(received, where)
+        reply.content["head"] = reply.content["control"] = array_record({"w": np.ones(3, np.float32)})
+        return reply
+
+    reply = gate(message(plan=LOCAL, releases=["head", "control"]), node(tmp_path), answer)
+    assert set(reply.content) == {"arrays", "metrics"}
+
+
+def test_every_entry_has_noise_of_its_own(tmp_path: Path) -> None:
+    asked = message(plan=LOCAL)
+    asked.content["arrays"] = array_record({name: np.ones(SHAPE, np.float32) for name in ("v", "w")})
+
+    def answer(received: Message, _: Context) -> Message:
+        still = {name: np.zeros(SHAPE, np.float32) for name in ("v", "w")}
+        return Message(RecordDict({"arrays": array_record(still), "metrics": MetricRecord({})}), reply_to=received)
+
+    made = views(gate(asked, node(tmp_path), answer).content["arrays"])
+    assert abs(np.corrcoef(made["v"].ravel(), made["w"].ravel())[0, 1]) < 0.15
+
+
 def test_under_central_noise_a_client_clips_and_says_nothing_else(tmp_path: Path) -> None:
     reply = gate(message(plan=CENTRAL), node(tmp_path), trained(loss=3.25))
     assert np.linalg.norm(weights(reply)) == pytest.approx(2.0, rel=1e-5)
@@ -112,9 +141,10 @@ def test_the_bound_in_force_is_the_servers_under_an_adaptive_clip(tmp_path: Path
         assert reply.content["metrics"]["unclipped"] == bit
 
 
-def test_capped_weights_are_applied_at_the_client(tmp_path: Path) -> None:
-    plan = {**CENTRAL, "weighting": "capped", "weight_cap": 642.0}
-    assert np.linalg.norm(weights(gate(message(plan=plan), node(tmp_path), trained()))) == pytest.approx(1.0, rel=1e-5)
+@pytest.mark.parametrize(("cap", "norm"), [(642.0, 1.0), (321.0, 2.0), (5.0, 2.0)])
+def test_capped_weights_are_applied_at_the_client_and_never_above_1(tmp_path: Path, cap: float, norm: float) -> None:
+    plan = {**CENTRAL, "weighting": "capped", "weight_cap": cap}
+    assert np.linalg.norm(weights(gate(message(plan=plan), node(tmp_path), trained()))) == pytest.approx(norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -135,8 +165,9 @@ def test_without_a_plan_a_failure_leaves_as_a_code(tmp_path: Path) -> None:
     assert gate(message(), node(tmp_path), failing).error.code == DataError.code
 
 
-def test_metrics_of_private_records_are_not_asked_for_under_noise(tmp_path: Path) -> None:
-    reply = gate(message(plan=CENTRAL, kind="evaluate"), node(tmp_path), trained())
+@pytest.mark.parametrize("plan", [CENTRAL, LOCAL])
+def test_metrics_of_private_records_are_not_asked_for_under_noise(tmp_path: Path, plan: dict[str, Any]) -> None:
+    reply = gate(message(plan=plan, kind="evaluate"), node(tmp_path), trained())
     assert reply.error.code == PlanError.code
 
 
@@ -303,6 +334,24 @@ def test_centres_beside_bare_weights_leave_both_their_marks(tmp_path: Path) -> N
     assert gate(asked, node(tmp_path, site(tmp_path, text)), with_centres).has_content()
     kinds = [event.kind for event in entries(tmp_path)[0].events]
     assert kinds == [EventKind.NONE, EventKind.GAUSSIAN, EventKind.GAUSSIAN]
+
+
+@pytest.mark.parametrize(("unit", "contributions"), [("client", 5), ("subject", 5), ("example", 1)])
+def test_centres_are_noised_by_the_plans_own_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, contributions: int
+) -> None:
+    found: dict[str, Any] = {}
+
+    def noised(*arrays: Any, **numbers: Any) -> Any:
+        found.update(numbers)
+        return noised_centres(*arrays, **numbers)
+
+    monkeypatch.setattr(stages, "noised_centres", noised)
+    centres = {"bound": 0.7, "noise_multiplier": 3.0, "count_multiplier": 5.0, "least": 2}
+    plan = {"unit": unit, "relation": "replace-one", "records": contributions, "centres": centres}
+    gate(message(plan=plan, releases=["centres"]), node(tmp_path), with_centres)
+    assert {key: found[key] for key in centres} == centres
+    assert (found["unit"], found["relation"], found["contributions"]) == (unit, "replace-one", contributions)
 
 
 @pytest.mark.parametrize("weak", ["noise_multiplier", "count_multiplier"])
