@@ -156,6 +156,25 @@ def test_the_bound_follows_the_quantile_and_is_sent_to_clients(lab: SimpleNamesp
     assert privacy.bound == pytest.approx(1.0, rel=0.25)
 
 
+def test_under_an_adaptive_clip_updates_and_bits_have_the_noise_that_the_plan_splits(lab: SimpleNamespace) -> None:
+    clip = {"kind": "adaptive", "bound": 2.0, "bits_noise": 1.0, "learning_rate": 2.0}
+    made = plan(sampler="all", rate=1.0, clip=clip)
+    kept: list[tuple[float, dict[str, np.ndarray]]] = []
+
+    def settle(number: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        kept.append((privacy.bound, make()))
+        return kept[-1][1]
+
+    privacy = CentralPrivacy(plan=made, noise=NoiseSource(KEY), settle=settle)
+    start(lab, privacy, constant(0.0, **{BITS: 0.5}), 2)
+    assert kept[1][0] < 1.0 < kept[0][0]
+    for number, (bound, released) in enumerate(kept, 1):
+        expected = (1.5**-2 - 2.0**-2) ** -0.5 * bound  # a bit moves by a half, so its multiplier is 2
+        assert released["sum/w"].std() == pytest.approx(expected, rel=0.06)
+        drawn = NoiseSource(KEY).fork("bits", number).gaussian((), 1.0)
+        assert released["bits"] == pytest.approx(40 * 0.5 + drawn)
+
+
 @pytest.mark.parametrize("bit", [None, 0.3, 1.0])
 def test_a_bit_that_is_none_is_refused(lab: SimpleNamespace, bit: float | None) -> None:
     made = plan(sampler="all", rate=1.0, clip={"kind": "adaptive", "bound": 1.0, "bits_noise": 4.0})
