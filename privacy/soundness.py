@@ -84,6 +84,11 @@ ALONE: tuple[Rule, ...] = (
         'plan.trust = "central"; or plan.mechanism = "gaussian" with trust local',
     ),
     Rule(
+        lambda plan, facts: plan.central and plan.centres is not None,
+        "class centres that a client noises itself show who took part, which the server's noise is to hide",
+        'plan.trust = "local"; or no [plan.centres], and no centres in the strategy',
+    ),
+    Rule(
         lambda plan, facts: plan.private_steps and plan.unit is Unit.EXAMPLE and plan.records > 1,
         "the unit is one example, but plan.records allows {plan.records} for each",
         'plan.records = 1; or plan.unit = "subject", if these are records of one person',

@@ -20,6 +20,8 @@ from cloister.simulations.record import Client, Evaluation, Metrics, Rejection, 
 
 OnRound = Callable[[RoundReport], Any]
 
+_NOT_SAID: dict[str, Any] = {"cohort": [], "client_metrics": {}, "rejected": [], "seconds": 0.0, "stages": {}}
+
 
 def now() -> str:
     """Return the present time in UTC, ISO 8601."""
@@ -56,13 +58,13 @@ def add_round(record: RunRecord, done: RoundReport, plan: Plan) -> None:
     """Add a finished round and its bytes to the record.
 
     Where the server adds the noise, who took part, how many they were and whose reply was refused is what the noise
-    hides: the record, which may be published, says nothing of it.
+    hides: the record, which may be published, says nothing of it, nor how long the round took for them.
     """
     entry = round_entry(done)
     if plan.central:
         record.rounds = [
             *(earlier for earlier in record.rounds if earlier.round < entry.round),
-            entry.model_copy(update={"cohort": [], "client_metrics": {}, "rejected": []}),
+            entry.model_copy(update={**_NOT_SAID, "metrics": entry.metrics}),
         ]
         return
     record.rounds = [earlier for earlier in record.rounds if earlier.round < entry.round] + [entry]

@@ -123,6 +123,12 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "published outright",
         "below 1 / 1000",
     ),
+    "centres under central noise": (
+        {**CLIENT, "centres": CENTRES},
+        {"releases": ("centres",)},
+        "show who took part",
+        'plan.trust = "local"',
+    ),
     "records of an example": ({**EXAMPLE, "records": 2}, {}, "allows 2 for each", "plan.records = 1"),
     "people without names": (SUBJECT, {"unit_ids": False}, "do not say whose", "identity for each record"),
     "sessions without names": ({**SUBJECT, "unit": "session"}, {"unit_ids": False}, "do not say whose", "identity"),

@@ -21,7 +21,7 @@ def topics(*overrides: str, preset: str = "paper", source: str = "reid-ci") -> d
 
 @pytest.mark.parametrize("name", names())
 def test_the_papers_preset_departs_in_nothing(name: str) -> None:
-    assert topics(source=name) == {}
+    assert set(topics(source=name)) <= {"privacy plan"}  # no paper of these has one
 
 
 @pytest.mark.parametrize(
