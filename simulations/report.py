@@ -70,7 +70,7 @@ def render(run: Path) -> str:
         title=record.title or record.experiment,
         summary=summary(record),
         started=time_text(record.started),
-        facts=facts,
+        facts=facts if record.sweep is None else facts[:4],
         results=views.result_table(record),
         other=views.other_metrics(record),
         figures=learning(record),
@@ -120,6 +120,8 @@ def compare(runs: Sequence[Path]) -> str:
 
 def summary(record: RunRecord) -> str:
     """Return the run's result in one or two sentences."""
+    if record.sweep is not None:
+        return f"{len(record.sweep.points)} runs at different settings, each with a report of its own under points/."
     name = next(iter(views.headline_metrics(record)), "")
     value = record.final.get(name)
     if value is None:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 PALETTE_SIZE = 8
 MOST_LINES = 12
@@ -113,6 +113,8 @@ def curves(
     if across:
         axes.set_xlabel(across)
         axes.set_xscale("log" if logarithmic else "linear")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.05)
     return Figure(svg=_svg(figure, name, alternative), caption=caption, keys=keys)
 

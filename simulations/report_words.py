@@ -18,6 +18,14 @@ _METRICS = {
     "loss": "loss",
 }
 _FRACTIONS = set(_METRICS) - {"loss"}
+_AUDITED = {
+    "centre-linkage.rank-1": "class centres linked (share)",
+    "centre-linkage.auc": "linkage, area under the curve",
+    "membership.auc": "membership, area under the curve",
+    "membership.tpr@0.01": "members found at 1 % false alarms (share)",
+    "inversion.ssim-mean": "reconstruction, SSIM",
+    "inversion.psnr-mean": "reconstruction, PSNR (dB)",
+}
 _BASELINES = {
     "local-only": ("Local only", "mean of the clients, each trained alone"),
     "oracle-aligned": ("Oracle-aligned", "federated, people matched by ground truth"),
@@ -35,7 +43,7 @@ _DIRECTIONS = {
 def metric_label(name: str) -> str:
     """Return a metric's name as a reader knows it; unknown names stay as they are."""
     direction, _, base = name.rpartition("/")
-    label = _METRICS.get(base, base)
+    label = _METRICS.get(base) or _AUDITED.get(base, base)
     return f"{label} ({direction_label(direction)})" if direction else label
 
 
