@@ -1,5 +1,6 @@
 """Private steps of a client: accounted as the plan says, and silent about data that cannot be used."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional
 from cloister.clients import private_steps
 from cloister.clients.state import ClientState
 from cloister.clients.task import PrivateTraining, Round, Task, Update
+from cloister.errors import PlanError
 from cloister.models.spec import Group, ModelSpec
 from cloister.privacy.plan import Plan
 from cloister.randomness import SeedTree
@@ -123,3 +125,36 @@ def test_steps_are_accounted_as_the_plan_says(sampler: str) -> None:
         more = {"unit": unit, "relation": relation, "steps": steps, "sampled": sampled, "records": records}
         made = plan(sampler=sampler, **SAMPLERS[sampler], **more)
         assert private_steps.steps_of(made).events == made.increment(2, 3)
+
+
+def test_steps_are_made_of_the_plans_own_numbers() -> None:
+    made = private_steps.steps_of(plan(sampler="poisson", rate=0.25, records=3, relation="replace-one"))
+    assert made.denominator == 6.0  # the public number, whatever the rate
+    assert made.bounds == {"": 0.5}
+    assert (made.steps, made.noise_multiplier, made.records) == (3, 1.0, 3)
+    layers = {"kind": "per-layer", "per_layer": {"weight": 0.5, "bias": 0.25}}
+    assert private_steps.steps_of(plan(clip=layers)).bounds == {"weight": 0.5, "bias": 0.25}
+    with pytest.raises(PlanError, match="sample_size"):
+        private_steps.steps_of(plan(sample_size=0))
+
+
+def test_where_records_are_drawn_a_person_has_no_more_than_the_plan_says(tmp_path: Path) -> None:
+    class Crowded(Toy):
+        """All records are of one person; ``used`` collects which of them were fetched."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.used: set[int] = set()
+
+        def private(self, model: nn.Module, data: Any, round: Round) -> PrivateTraining:
+            made = super().private(model, data, round)
+
+            def fetch(indices: Any) -> tuple[torch.Tensor, ...]:
+                self.used |= set(indices.tolist())
+                return made.fetch(indices)
+
+            return dataclasses.replace(made, units=np.zeros(len(made.units), np.int64), fetch=fetch)
+
+    task = Crowded()
+    trained(tmp_path, task, Toy().load("a"), sampled="records", records=2, sampler="all", steps=5)
+    assert len(task.used) == 2
