@@ -25,11 +25,12 @@ def one_run(victim: Victim) -> list[AuditResult]:
     from cloister.privacy.accounting import epsilon
 
     plan = victim.plan
-    members = victim.rng("one-run").random(_CANARIES) < 0.5
-    model = nn.Linear(_CANARIES, 1, bias=False)
+    count = min(_CANARIES, plan.population or _CANARIES)  # a plan that counts its places has no more of them
+    members = victim.rng("one-run").random(count) < 0.5
+    model = nn.Linear(count, 1, bias=False)
     nn.init.zeros_(model.weight)
     names = np.flatnonzero(members)
-    eye = torch.eye(_CANARIES) * 1e4
+    eye = torch.eye(count) * 1e4
     data = PrivateData(owners=[str(name) for name in names], fetch=lambda indices: (eye[names[indices]],))
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     source = NoiseSource.fresh()
@@ -50,8 +51,8 @@ def one_run(victim: Victim) -> list[AuditResult]:
             delta=victim.delta,
             claimed=claimed,
             passed=passed,
-            numbers={"canaries": float(_CANARIES), "guesses": float(bound.made), "right": float(bound.right)},
-            text=f"{_CANARIES} canaries in one run of all private steps of one client. {text}",
+            numbers={"canaries": float(count), "guesses": float(bound.made), "right": float(bound.right)},
+            text=f"{count} canaries in one run of all private steps of one client. {text}",
         )
     ]
 

@@ -69,6 +69,13 @@ def test_private_steps_are_attacked_where_the_claim_is_made(tmp_path: Path) -> N
     assert found["one-run"].claimed < float(claims[0]["epsilon"])  # one client; people are on both
 
 
+def test_a_plan_that_counts_its_places_is_attacked_with_no_more_canaries(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run", {**STEPS, "sampler": "fixed", "population": 40, "sample_size": 40})
+    (result,) = runner.audit(run, ["one-run"], console=QUIET)
+    assert result.numbers["canaries"] == 40
+    assert result.passed
+
+
 def test_canary_clients_are_looked_for_in_a_repetition_of_the_run(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", CENTRAL)
     (result,) = runner.audit(run, ["canary-clients"], console=QUIET)
