@@ -4,9 +4,7 @@ from pathlib import Path
 
 from cloister.errors import PrivacyError
 from cloister.privacy.noise import NoiseSource
-from cloister.privacy.sealing import machine_key
-
-KEY_NAME = "noise.key"
+from cloister.privacy.sealing import KEY_NAME, machine_key
 
 
 def noise_of(folder: Path | None, run: str, round: int) -> NoiseSource:

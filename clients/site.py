@@ -119,7 +119,8 @@ class Account:
         request, plan = self.request, self.request.plan
         if request.kind == "evaluate":  # its metrics are made of the records themselves
             return (Event(kind=EventKind.NONE, unit=plan.unit, relation=plan.relation),)
-        return plan.increment(request.round - 1 if plan.local else self._last_round(), request.round)
+        last = self.ledger.last_round(request.run) if self.ledger else 0
+        return plan.increment(request.round - 1 if plan.local else last, request.round)
 
     def of_weights(self) -> tuple[Event, ...]:
         """Return what of :meth:`planned` is for the weights alone: centres are written down as they are noised."""
@@ -161,9 +162,6 @@ class Account:
         if self.ledger is None or self.site.folder is None:
             return None
         return Spool(self.site.folder / "spool", self.ledger)
-
-    def _last_round(self) -> int:
-        return max((entry.round for entry in self._released()), default=0)
 
     def _released(self) -> list[Entry]:
         """Return what left in this run's rounds so far."""

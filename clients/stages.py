@@ -21,8 +21,6 @@ from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
 from cloister.privacy.settings import ClipKind, Weighting
 
-BIT = "unclipped"
-
 
 def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> tuple[RecordDict, tuple[Event, ...]]:
     """Return what may leave of ``content``, and the events of what was noised here.
@@ -36,7 +34,7 @@ def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> 
         bit = _bounded(plan, request.norm, views(arrays), _examples(content), noise)
     centres, events = content.get("centres"), tuple[Event, ...]()
     if isinstance(centres, ArrayRecord) and (plan.noisy or plan.centres is not None):
-        content["centres"], events = _centres(plan, views(centres), noise)
+        content["centres"], events = noised(plan, views(centres), noise)
     if not plan.noisy:
         return content, events
     kept = {kind: content[kind] for kind in ("arrays", "centres") if kind in content}
@@ -73,14 +71,14 @@ def _public(plan: Plan, bit: float | None) -> MetricRecord:
         metrics["steps"] = plan.steps
     adaptive = plan.clip is not None and plan.clip.kind is ClipKind.ADAPTIVE
     if adaptive and plan.central and bit is not None:  # the server noises the sum of bits; nobody else would
-        metrics[BIT] = bit
+        metrics[clipping.BIT] = bit
     return MetricRecord(metrics)  # type: ignore[arg-type]
 
 
-def _centres(
+def noised(
     plan: Plan, found: Mapping[str, NDArray], noise: NoiseSource | None
 ) -> tuple[ArrayRecord, tuple[Event, ...]]:
-
+    """Return class centres as they leave, of ``features``, ``labels``, ``units`` and ``classes``, and their events."""
     settings = plan.centres
     if settings is None or noise is None:
         raise ReleaseError("centres: expected [plan.centres] and the client's noise, found none; they would leave bare")

@@ -18,6 +18,9 @@ from cloister.errors import PlanError
 
 Tensor = TypeVar("Tensor", NDArray[Any], torch.Tensor)
 
+BIT = "unclipped"
+"""The metric in which a client sends its :attr:`Clipped.bit`."""
+
 _SLACK = 2.0**-22  # more than rounding to float32 can add to a norm
 _TYPES = ("float32", "float64")
 

@@ -120,9 +120,15 @@ class Ledger:
         """Return what all rows say, oldest first."""
         return tuple(record.entry for record in self.records())
 
-    def events(self, unit: Unit | None = None) -> tuple[Event, ...]:
-        """Return the events of all releases, of one unit or of all, oldest first."""
-        return tuple(event for entry in self.entries() for event in entry.events if unit is None or event.unit is unit)
+    def events(self, unit: Unit | None = None, *, run: str = "") -> tuple[Event, ...]:
+        """Return the events of all releases, oldest first; of one unit or one run alone where they are given."""
+        entries = (entry for entry in self.entries() if run in ("", entry.run))
+        return tuple(event for entry in entries for event in entry.events if unit is None or event.unit is unit)
+
+    def last_round(self, run: str, message: str = "train") -> int:
+        """Return the last round of a run that was released, 0 if none was."""
+        self._refresh()
+        return self._rounds.get((run, message), 0)
 
     def budget(self, unit: Unit) -> Budget | None:
         """Return the budget in force for a unit: the last one written down."""

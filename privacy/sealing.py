@@ -74,6 +74,10 @@ def unseal(sealed: Arrays, *, key: bytes, context: str) -> dict[str, npt.NDArray
         ) from error
 
 
+KEY_NAME = "noise.key"
+"""What a client and a server call the file of their key."""
+
+
 def machine_key(path: Path) -> bytes:
     """Return the 32 secret bytes in the file ``path``, which is made of the system's randomness, mode 0600, if missing.
 

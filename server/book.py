@@ -14,14 +14,11 @@ from safetensors.numpy import load, save
 
 from cloister.flower import NDArray
 from cloister.privacy.entries import Entry, EntryKind
-from cloister.privacy.events import Event
 from cloister.privacy.ledger import FILE_NAME, Ledger
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.privacy.sealing import machine_key
+from cloister.privacy.sealing import KEY_NAME, machine_key
 from cloister.privacy.spool import Spool
-
-KEY_NAME = "noise.key"
 
 
 class Book:
@@ -48,7 +45,7 @@ class Book:
             if known is not None:
                 return load(known)
             ledger.admit(self.run, number, (), None)
-            last = self._last_round(ledger)
+            last = ledger.last_round(self.run)
             made = {name: np.ascontiguousarray(values).reshape(values.shape) for name, values in make().items()}
             data = save(made)
             entry = Entry(
@@ -64,14 +61,3 @@ class Book:
                 content=hashlib.sha256(data).hexdigest(),
             )
             return load(spool.release(entry, request, data))
-
-    def events(self) -> tuple[Event, ...]:
-        """Return the events of all releases of this run so far."""
-        path = self.folder / FILE_NAME
-        if not path.is_file():
-            return ()
-        with Ledger.read(path) as ledger:
-            return tuple(event for entry in ledger.entries() if entry.run == self.run for event in entry.events)
-
-    def _last_round(self, ledger: Ledger) -> int:
-        return max((entry.round for entry in ledger.entries() if entry.run == self.run), default=0)

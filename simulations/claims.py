@@ -46,4 +46,4 @@ def _events(path: Path, run: str) -> tuple[Event, ...]:
     if not path.is_file():
         return ()
     with Ledger.read(path) as ledger:
-        return tuple(event for entry in ledger.entries() if entry.run == run for event in entry.events)
+        return ledger.events(run=run)

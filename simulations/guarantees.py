@@ -34,7 +34,7 @@ def not_protected(plan: Plan) -> list[str]:
     if not plan.noisy:
         return [
             "anybody: nothing was noised, and what left the clients can give away whose records it was made of",
-            *(["the server and whoever sees its models can attack membership and content of the training data"]),
+            "the server and whoever sees its models can attack membership and content of the training data",
         ]
     found = []
     if plan.unit in (Unit.EXAMPLE, Unit.SESSION):

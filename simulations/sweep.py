@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.errors import ConfigError, EvaluationError
-from cloister.simulations.experiment import Experiment, SweepConfig, merge, parse_override, plain
+from cloister.simulations.experiment import Experiment, SweepConfig, merge, plain
 from cloister.simulations.progress import Display
 from cloister.simulations.record import Metrics, Point, RunRecord, Sweep
 
@@ -81,13 +81,9 @@ def _settings(experiment: Experiment, sweep: SweepConfig) -> Iterator[Setting]:
 
 
 def _override(key: str, value: Any) -> dict[str, Any]:
-    table = parse_override(f"{key}=0")
-    inner = table
-    *path, last = key.split(".")
-    for part in path:
-        inner = inner[part]
-    inner[last] = value
-    return table
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def _point(setting: Setting, record: RunRecord, x: str, folder: Path, own: Path) -> Point:

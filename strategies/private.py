@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from cloister.errors import ConfigError, ReleaseError
 from cloister.flower import NDArray, tensor
 from cloister.models.spec import Group
-from cloister.privacy.clipping import ClipBound, layer_of
+from cloister.privacy.clipping import BIT, ClipBound, layer_of
 from cloister.privacy.events import Sampler
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
@@ -27,7 +27,6 @@ from cloister.strategies.streams import SumNoise
 from cloister.strategies.validation import Reply
 
 Settle = Callable[[int, Callable[[], dict[str, NDArray]]], dict[str, NDArray]]
-BITS = "unclipped"  # the metric in which a client says whether its change was within the bound
 _SUM, _BITS = "sum/", "bits"
 _ROUNDING = 1e-5  # a norm clipped in float32 may exceed its bound by this share
 
@@ -148,7 +147,7 @@ class NoisyMean(Fold):
         """Add one clipped change; raises ReleaseError for one beyond its bounds, which then counts as zero."""
         self._check(reply)
         self._sum.add(reply.deltas, 1.0)
-        self._bits += reply.metrics.get(BITS, 0.0)
+        self._bits += reply.metrics.get(BIT, 0.0)
 
     def finish(self) -> dict[str, NDArray]:
         """Return the new arrays, and let the bound adapt."""
@@ -181,6 +180,6 @@ class NoisyMean(Fold):
             norm = math.sqrt(sum(float(tensor(values).double().square().sum()) for values in layer))
             if norm > bound * (1 + _ROUNDING):
                 raise ReleaseError(f"arrays: {prefix}: expected a change of L2 norm at most {bound:g}, found {norm:g}")
-        bit = reply.metrics.get(BITS)
+        bit = reply.metrics.get(BIT)
         if self._privacy.adaptive and bit not in (-0.5, 0.0, 0.5):
-            raise ReleaseError(f"metrics[{BITS!r}]: expected 0.5, 0 or -0.5, found {bit}")
+            raise ReleaseError(f"metrics[{BIT!r}]: expected 0.5, 0 or -0.5, found {bit}")

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloister.clients.camera_private import units_among
+from cloister.clients.camera_private import centre_records, units_among
+from cloister.clients.stages import noised
 from cloister.errors import AuditError
-from cloister.flower import NDArray
+from cloister.flower import NDArray, views
 from cloister.privacy.audits.linkage import audit_centres
 from cloister.privacy.audits.result import AuditResult
-from cloister.privacy.events import Unit
-from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
 from cloister.simulations.audit_pictures import linkage_bars
@@ -52,22 +51,9 @@ def _gallery(rng: np.random.Generator, labels: NDArray) -> NDArray:
 
 def _centres(plan: Plan, features: NDArray, labels: NDArray, classes: int) -> tuple[NDArray, NDArray]:
     """Return one client's centres ``[P, D]`` and whose they are, noised where the plan says so."""
-    settings = plan.centres
-    if settings is None:
+    if plan.centres is None:
         people = np.unique(labels)
         return np.stack([features[labels == person].mean(0) for person in people]), people
-    made = noised_centres(
-        features,
-        labels,
-        units_among(labels, plan.unit),
-        classes=classes,
-        bound=settings.bound,
-        contributions=1 if plan.unit is Unit.EXAMPLE else plan.records,
-        noise_multiplier=settings.noise_multiplier,
-        count_multiplier=settings.count_multiplier,
-        least=settings.least,
-        unit=plan.unit,
-        relation=plan.relation,
-        noise=NoiseSource.fresh(),
-    )
-    return made.values, made.kept
+    units = units_among(labels, plan.unit)
+    made = views(noised(plan, centre_records(features, labels, units, classes).arrays, NoiseSource.fresh())[0])
+    return made["values"], made["labels"]

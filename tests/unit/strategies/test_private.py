@@ -13,9 +13,10 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from cloister.errors import ConfigError, PrivacyError
 from cloister.flower import array_record, views
 from cloister.models.spec import Group
+from cloister.privacy.clipping import BIT
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.strategies.private import BITS, CentralPrivacy
+from cloister.strategies.private import CentralPrivacy
 
 KEY = bytes(range(32))
 NAMES = tuple(f"phone{number:03}" for number in range(40))
@@ -148,7 +149,7 @@ def test_the_bound_follows_the_quantile_and_is_sent_to_clients(lab: SimpleNamesp
         bound = float(message.content["config"]["clip-bound"])
         bounds.append(bound)
         norm = 0.05 * (message.metadata.dst_node_id % 40 + 1)  # the median is about 1
-        return constant(min(norm, bound), **{BITS: 0.5 if norm <= bound else -0.5})(message)
+        return constant(min(norm, bound), **{BIT: 0.5 if norm <= bound else -0.5})(message)
 
     start(lab, privacy, answer, 40)
     assert bounds[0] == pytest.approx(0.1)
@@ -166,7 +167,7 @@ def test_under_an_adaptive_clip_updates_and_bits_have_the_noise_that_the_plan_sp
         return kept[-1][1]
 
     privacy = CentralPrivacy(plan=made, noise=NoiseSource(KEY), settle=settle)
-    start(lab, privacy, constant(0.0, **{BITS: 0.5}), 2)
+    start(lab, privacy, constant(0.0, **{BIT: 0.5}), 2)
     assert kept[1][0] < 1.0 < kept[0][0]
     for number, (bound, released) in enumerate(kept, 1):
         expected = (1.5**-2 - 2.0**-2) ** -0.5 * bound  # a bit moves by a half, so its multiplier is 2
@@ -178,7 +179,7 @@ def test_under_an_adaptive_clip_updates_and_bits_have_the_noise_that_the_plan_sp
 @pytest.mark.parametrize("bit", [None, 0.3, 1.0])
 def test_a_bit_that_is_none_is_refused(lab: SimpleNamespace, bit: float | None) -> None:
     made = plan(sampler="all", rate=1.0, clip={"kind": "adaptive", "bound": 1.0, "bits_noise": 4.0})
-    metrics = {} if bit is None else {BITS: bit}
+    metrics = {} if bit is None else {BIT: bit}
     ran = start(lab, CentralPrivacy(plan=made, noise=NoiseSource(KEY)), constant(0.5, **metrics))
     assert all("'unclipped'" in outcome.reason for outcome in ran.rounds[0].outcomes.values())
 
