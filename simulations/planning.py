@@ -55,6 +55,11 @@ def check(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
             f"task {experiment.task} cannot bound what one {plan.unit} contributes; instead: choose a unit of "
             f"{', '.join(sorted(protected))}"
         )
+    if plan.central and not strategy.takes_noise:
+        refusals.append(
+            f"strategy {experiment.strategy.name} uses replies in other ways than by their noisy mean; instead: "
+            "strategy fedavg, or a plan with trust local"
+        )
     if refusals:
         lines = "".join(f"\n  {number}. {text}" for number, text in enumerate(refusals, 1))
         raise PlanError(f"the plan does not hold for experiment {experiment.name}:{lines}")

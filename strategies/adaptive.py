@@ -31,6 +31,8 @@ Step = Callable[[int, Mapping[str, NDArray], Mapping[str, NDArray]], dict[str, N
 class ServerOptimiser(BaseStrategy):
     """A strategy that takes an optimiser step towards the weighted mean."""
 
+    takes_noise = True
+
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the weighted mean, followed by the optimiser's step."""
         return _StepFold(arrays, trainable(self.groups, arrays), self.mean(number, arrays), self._step, number)

@@ -15,6 +15,8 @@ from cloister.strategies.validation import Reply
 class FedAvg(BaseStrategy):
     """New model = old model + weighted mean of the clients' changes (McMahan et al., AISTATS 2017)."""
 
+    takes_noise = True
+
     def open_fold(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the weighted mean, or the noisy one of a central privacy plan."""
         return self.mean(number, arrays)

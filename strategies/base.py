@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from cloister.errors import QuorumError, RunError
+from cloister.errors import PlanError, QuorumError, RunError
 from cloister.flower import NDArray, array_record, views
 from cloister.models.spec import Group
 from cloister.randomness import SeedTree
@@ -67,6 +67,8 @@ class BaseStrategy(Strategy):
     """A strategy without its averaging rule."""
 
     needs_steps = False
+    takes_noise = False
+    """Whether everything that the rule makes of replies goes through :meth:`mean`, where central noise is added."""
 
     def __init__(
         self,
@@ -85,6 +87,11 @@ class BaseStrategy(Strategy):
         ``pooled``: (mean, variance) buffer names averaged as moments. ``privacy``: the server's part of a plan in which
         the server adds the noise. ``clock`` gives seconds, ``sleep`` waits for some; tests inject both.
         """
+        if privacy is not None and (exchanges or not self.takes_noise):
+            raise PlanError(
+                f"strategy {config.name}: expected a rule that takes the noisy mean of a central plan and nothing "
+                "else, found one that uses replies in other ways; choose fedavg without centres, or a plan with trust local"
+            )
         self.config = config
         self.groups = dict(groups)
         self.pooled = pooled

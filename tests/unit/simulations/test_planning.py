@@ -53,7 +53,7 @@ def task(count: int = 40, units: frozenset[Unit] = frozenset(Unit)) -> Any:
 
 
 def strategy() -> Any:
-    return SimpleNamespace(groups={"w": Group.SHARED}, exchanges=())
+    return SimpleNamespace(groups={"w": Group.SHARED}, exchanges=(), takes_noise=True)
 
 
 def check(plan: dict[str, Any], asked: Any = None, of: Any = None) -> None:

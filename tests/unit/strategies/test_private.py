@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 
-from cloister.errors import ConfigError, PrivacyError
+from cloister.errors import ConfigError, PlanError, PrivacyError
 from cloister.flower import array_record, views
 from cloister.models.spec import Group
 from cloister.privacy.clipping import BIT
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
 from cloister.strategies.private import CentralPrivacy
+from cloister.strategies.registry import STRATEGIES
 
 KEY = bytes(range(32))
 NAMES = tuple(f"phone{number:03}" for number in range(40))
@@ -266,3 +267,26 @@ def test_a_server_optimiser_steps_on_the_noisy_mean(lab: SimpleNamespace) -> Non
     one, two = (views(result.arrays)["b"] for result in plain.rounds)
     np.testing.assert_allclose(views(ran.rounds[0].arrays)["b"], one, rtol=1e-5)
     np.testing.assert_allclose(views(ran.rounds[1].arrays)["b"], two + 0.5 * one, rtol=1e-4, atol=1e-6)
+
+
+NOISED = {"fedavg", "fedprox", "moon", "fedrcl", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_adds_the_noise_or_refuses_it(lab: SimpleNamespace, name: str) -> None:
+    privacy = CentralPrivacy(plan=plan(), noise=NoiseSource(KEY))
+    groups = {**GROUPS, "bn.running_mean": Group.LOCAL} if name == "fedbn" else GROUPS
+    drawn: list[int] = []
+    privacy.stream.draw = lambda number, shapes, bound: (  # type: ignore[method-assign]
+        drawn.append(number) or {key: np.zeros(shape) for key, shape in shapes.items()}  # type: ignore[func-returns-value]
+    )
+    settings = {"name": name, **({"root": NAMES[0]} if name == "fltrust" else {})}
+    grid = lab.FakeGrid(dict.fromkeys(NAMES, constant(0.0)))
+    if name in NOISED:
+        strategy = lab.make(grid, settings, groups=groups, privacy=privacy)
+        strategy.start(grid, array_record(MODEL), 2)
+        assert drawn == [1, 2]
+        return
+    groups = {**groups, "b": Group.LOCAL} if name == "l2rw-uci" else groups
+    with pytest.raises(PlanError, match="noisy mean"):
+        lab.make(grid, settings, groups=groups, privacy=privacy)
