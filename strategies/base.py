@@ -90,7 +90,7 @@ class BaseStrategy(Strategy):
         if privacy is not None and (exchanges or not self.takes_noise):
             raise PlanError(
                 f"strategy {config.name}: expected a rule that takes the noisy mean of a central plan and nothing "
-                "else, found one that uses replies in other ways; choose fedavg without centres, or a plan with trust local"
+                "else, found one that uses replies in other ways; choose fedavg without centres, or trust local"
             )
         self.config = config
         self.groups = dict(groups)
