@@ -1,6 +1,5 @@
 """Who is drawn: by name, from the seed tree, from pools of any size, without waiting forever."""
 
-import time
 import tracemalloc
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -73,14 +72,12 @@ class HugeGrid:
 def test_a_million_nodes_cost_what_the_cohort_costs() -> None:
     grid = HugeGrid()
     tracemalloc.start()
-    begin = time.perf_counter()
     cohort = draw(grid, grid.get_node_ids(), fraction=1.0, size=50, generator=generator())
-    seconds, (_, peak) = time.perf_counter() - begin, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(cohort.clients) == grid.asked == 50
     assert cohort.pool == 1_000_000
     assert peak < 200_000  # bytes
-    assert seconds < 1.0
 
 
 def test_plain_flower_nodes_without_a_name_are_called_by_their_id(lab: SimpleNamespace) -> None:
