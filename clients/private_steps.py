@@ -85,20 +85,20 @@ def steps_of(plan: Plan, parameters: int = 0) -> PrivateSteps:
             "private steps: expected sample_size, a public number of units to divide every noisy sum by, found 0; "
             "set plan.sample_size, such as the rate times the units that a client is known to have"
         )
+    stage = plan.client_stages()[0]
     values: dict[str, Any] = {
         "sampler": _sampler(plan),
-        "steps": plan.steps,
-        "bounds": plan.clip.per_layer or {"": plan.clip.bound},
-        "noise_multiplier": plan.noise_multiplier,
-        "denominator": float(plan.sample_size),
+        "steps": int(stage["steps"]),
+        "bounds": stage.bounds,
+        "noise_multiplier": stage["noise_multiplier"],
+        "denominator": stage["divisor"],
         "unit": plan.unit,
         "relation": plan.relation,
     }
-    if plan.sampled is Sampled.UNITS and plan.unit != "example":
-        return UnitSteps(**values, records=plan.records)
-    flat = not plan.clip.per_layer
-    method = Method.GHOST if flat and parameters > _MANY else Method.HOOKS
-    return RecordSteps(**values, group=plan.records, method=method)
+    if stage.name == "unit-steps":
+        return UnitSteps(**values, records=int(stage["records"]))
+    method = Method.GHOST if set(stage.bounds) == {""} and parameters > _MANY else Method.HOOKS
+    return RecordSteps(**values, group=int(stage["records"]), method=method)
 
 
 def _sampler(plan: Plan) -> UnitSampler:

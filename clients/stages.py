@@ -1,8 +1,8 @@
 """What a client does to a release before it leaves: :meth:`cloister.privacy.plan.Plan.client_stages`, carried out.
 
 Private optimiser steps happen inside training (:mod:`.private_steps`); everything else happens here, on the reply as
-the app made it: clip, weight, noise, the un-clipped bit, class centres. Under a noisy plan nothing else passes: counts
-and metrics are functions of the data that no noise covers.
+the app made it. Under a noisy plan nothing else passes: counts and metrics are functions of the data that no noise
+covers.
 """
 
 import math
@@ -15,11 +15,10 @@ from cloister.clients.request import Request
 from cloister.errors import ReleaseError
 from cloister.flower import NDArray, array_record, views
 from cloister.privacy import clipping
-from cloister.privacy.events import Event, Unit
+from cloister.privacy.events import Event
 from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.privacy.settings import ClipKind, Weighting
 
 
 def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> tuple[RecordDict, tuple[Event, ...]]:
@@ -28,11 +27,11 @@ def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> 
     Arrays are changed in place. ``noise``: the client's for this round; None where the plan adds none at clients.
     """
     plan = request.plan
-    arrays = content.get("arrays")
+    arrays, centres = content.get("arrays"), content.get("centres")
     bit: float | None = None
-    if isinstance(arrays, ArrayRecord) and not plan.private_steps:
-        bit = _bounded(plan, request.norm, views(arrays), _examples(content), noise)
-    centres, events = content.get("centres"), tuple[Event, ...]()
+    if isinstance(arrays, ArrayRecord):
+        bit = _update(plan, request.norm, views(arrays), _examples(content), noise)
+    events = tuple[Event, ...]()
     if isinstance(centres, ArrayRecord) and (plan.noisy or plan.centres is not None):
         content["centres"], events = noised(plan, views(centres), noise)
     if not plan.noisy:
@@ -41,19 +40,39 @@ def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> 
     return RecordDict({**kept, "metrics": _public(plan, bit)}), events
 
 
-def _bounded(
+def _update(
     plan: Plan, bound: float, arrays: Mapping[str, NDArray], examples: int, noise: NoiseSource | None
-) -> float:
-    """Clip, weigh and noise the changes in place; return the un-clipped bit."""
-    if plan.clip is None:
-        return 0.5
-    per_layer = plan.clip.kind is ClipKind.PER_LAYER
-    clipped = clipping.clip_per_layer(arrays, plan.clip.per_layer) if per_layer else clipping.clip_flat(arrays, bound)
-    weight = min(max(examples, 0) / plan.weight_cap, 1.0) if plan.weighting is Weighting.CAPPED else 1.0
+) -> float | None:
+    """Carry out the stages on the changes, in place; return the un-clipped bit where the plan has it leave.
+
+    ``bound``: the clip bound in force.
+    """
+    bit: float | None = None
+    unclipped = 0.5
+    for stage in plan.client_stages():
+        match stage.name:
+            case "clip-flat" | "clip-per-layer":
+                unclipped = _clip(arrays, stage.bounds)
+            case "clip-adaptive":
+                unclipped = _clip(arrays, {"": bound})
+            case "bit":
+                bit = unclipped
+            case "weight":
+                for values in arrays.values():
+                    values *= values.dtype.type(min(max(examples, 0) / stage["cap"], 1.0))
+            case "noise":
+                _add_noise(arrays, stage["noise"] * bound, noise)
+            case "unit-steps" | "record-steps" | "centres":  # done in training, and on another release
+                continue
+            case other:
+                raise ReleaseError(f"expected stages that clients know, found {other!r}; nothing leaves")
+    return bit
+
+
+def _clip(arrays: Mapping[str, NDArray], bounds: Mapping[str, float]) -> float:
+    clipped = clipping.clip_per_layer(arrays, bounds)
     for name, values in arrays.items():
-        np.multiply(clipped.values[name], weight, out=values, casting="same_kind")
-    if plan.local:  # whatever the mechanism: what a noisy plan lets out of here is noised here, or at every step
-        _add_noise(arrays, plan.noise_multiplier * plan.spread * bound, noise)
+        values[...] = clipped.values[name]
     return clipped.bit
 
 
@@ -69,8 +88,7 @@ def _public(plan: Plan, bit: float | None) -> MetricRecord:
     metrics: dict[str, int | float] = {"num-examples": 1}
     if plan.private_steps:
         metrics["steps"] = plan.steps
-    adaptive = plan.clip is not None and plan.clip.kind is ClipKind.ADAPTIVE
-    if adaptive and plan.central and bit is not None:  # the server noises the sum of bits; nobody else would
+    if bit is not None:
         metrics[clipping.BIT] = bit
     return MetricRecord(metrics)  # type: ignore[arg-type]
 
@@ -79,19 +97,19 @@ def noised(
     plan: Plan, found: Mapping[str, NDArray], noise: NoiseSource | None
 ) -> tuple[ArrayRecord, tuple[Event, ...]]:
     """Return class centres as they leave, of ``features``, ``labels``, ``units`` and ``classes``, and their events."""
-    settings = plan.centres
-    if settings is None or noise is None:
+    stage = next((stage for stage in plan.client_stages() if stage.name == "centres"), None)
+    if stage is None or noise is None:
         raise ReleaseError("centres: expected [plan.centres] and the client's noise, found none; they would leave bare")
     made = noised_centres(
         found["features"],
         found["labels"],
         found["units"],
         classes=int(found["classes"]),
-        bound=settings.bound,
-        contributions=1 if plan.unit is Unit.EXAMPLE else plan.records,
-        noise_multiplier=settings.noise_multiplier,
-        count_multiplier=settings.count_multiplier,
-        least=settings.least,
+        bound=stage["bound"],
+        contributions=int(stage["contributions"]),
+        noise_multiplier=stage["noise_multiplier"],
+        count_multiplier=stage["count_multiplier"],
+        least=stage["least"],
         unit=plan.unit,
         relation=plan.relation,
         noise=noise.fork("centres"),

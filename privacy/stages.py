@@ -1,13 +1,16 @@
 """What a plan has a client and a server do to a release, as a list of names and numbers.
 
-Made from the same plan on both sides and carried out elsewhere, so that clip, weights and noise cannot disagree.
+Made from the same plan on both sides, so that clip, weights and noise cannot disagree, and carried out in this order:
+a client's in :mod:`cloister.clients.stages` and :mod:`cloister.clients.private_steps`, the server's in
+:mod:`cloister.strategies.private`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cloister.privacy.settings import ClipKind, MatrixKind, Mechanism, Sampled, Trust, Weighting
+from cloister.privacy.events import Unit
+from cloister.privacy.settings import Clip, ClipKind, MatrixKind, Sampled, Weighting
 
 if TYPE_CHECKING:
     from cloister.privacy.plan import Plan
@@ -17,19 +20,21 @@ if TYPE_CHECKING:
 class Stage:
     """One step on the way of a release: ``stage["bound"]`` is one of its ``numbers``.
 
-    Client: ``private-steps`` (steps, rate, bound, noise, records, divisor), ``clip-flat`` or ``clip-adaptive``
-    (bound), ``clip-per-layer`` (a bound per name prefix), ``weight`` (cap), ``bit`` (the un-clipped bit, beside the
-    update), ``noise`` (noise), ``centres`` (bound, noise, count_noise, least, every).
+    Client: ``unit-steps`` or ``record-steps`` (steps, noise_multiplier, records, divisor), ``clip-flat``,
+    ``clip-adaptive``, ``clip-per-layer``, ``bit`` (the un-clipped bit, beside the update), ``weight`` (cap), ``noise``
+    (noise), ``centres`` (bound, noise_multiplier, count_multiplier, contributions, least).
     Server: ``robust-RULE``, ``noise`` (noise), ``noise-banded``, ``noise-blt``, ``noise-tree`` (noise, and the numbers
     of :class:`~cloister.privacy.settings.Matrix`), ``divide`` (by), ``adapt-clip`` (quantile, learning_rate,
     bits_noise, cohort).
+    ``bounds``, of steps and clips: L2 bound by name prefix, ``{"": C}`` for a flat one (adaptive: the first).
     ``noise`` is a standard deviation in units of the clip bound in force (per-layer: of the root of the sum of squares;
-    matrix: also of the sensitivity of its factor to all rounds of one client; counts: of one), doubled where units are
-    replaced.
+    matrix: also of the sensitivity of its factor to all rounds of one client), doubled where units are replaced; a
+    ``noise_multiplier`` is not.
     """
 
     name: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> float:
         """Return one of the numbers."""
@@ -38,15 +43,15 @@ class Stage:
 
 def client_stages(plan: "Plan") -> tuple[Stage, ...]:
     """Return what a client does under ``plan``, in this order: private steps or clip, weight, noise; then centres."""
-    stages = [_private_steps(plan)] if plan.private_steps else _clipped(plan)
+    stages = _clipped(plan, _bounds(plan.clip)) if plan.clip else []
     if plan.centres:
         centres = plan.centres
         numbers = {
             "bound": centres.bound,
-            "noise": centres.noise_multiplier * plan.spread,
-            "count_noise": centres.count_multiplier * plan.spread,
+            "noise_multiplier": centres.noise_multiplier,
+            "count_multiplier": centres.count_multiplier,
+            "contributions": 1 if plan.unit is Unit.EXAMPLE else plan.records,
             "least": centres.least,
-            "every": centres.every,
         }
         stages.append(Stage(name="centres", numbers=numbers))
     return tuple(stages)
@@ -70,31 +75,27 @@ def server_stages(plan: "Plan") -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _private_steps(plan: "Plan") -> Stage:
-    clip = plan.clip
-    numbers = {
-        "steps": plan.steps,
-        "rate": plan.rate,
-        "bound": clip.bound if clip else 0.0,
-        "noise": plan.noise_multiplier * plan.spread,
-        "records": plan.records,
-        "by_units": float(plan.sampled is Sampled.UNITS),
-        "divisor": plan.sample_size,
-    }
-    return Stage(name="private-steps", numbers=numbers)
+def _bounds(clip: Clip) -> Mapping[str, float]:
+    return clip.per_layer if clip.kind is ClipKind.PER_LAYER else {"": clip.bound}
 
 
-def _clipped(plan: "Plan") -> list[Stage]:
-    clip = plan.clip
-    if clip is None:
-        return []
-    bounds = dict(clip.per_layer) if clip.kind is ClipKind.PER_LAYER else {"bound": clip.bound}
-    stages = [Stage(name=f"clip-{clip.kind}", numbers=bounds)]
-    if clip.kind is ClipKind.ADAPTIVE:
+def _clipped(plan: "Plan", bounds: Mapping[str, float]) -> list[Stage]:
+    if plan.private_steps:
+        numbers = {
+            "steps": plan.steps,
+            "noise_multiplier": plan.noise_multiplier,
+            "records": plan.records,
+            "divisor": plan.sample_size,
+        }
+        by_units = plan.sampled is Sampled.UNITS and plan.unit is not Unit.EXAMPLE
+        return [Stage(name="unit-steps" if by_units else "record-steps", numbers=numbers, bounds=bounds)]
+    kind = plan.clip.kind if plan.clip else ClipKind.FLAT
+    stages = [Stage(name=f"clip-{kind}", bounds=bounds)]
+    if kind is ClipKind.ADAPTIVE and plan.central:  # the server noises the sum of bits; nobody else would
         stages.append(Stage(name="bit"))
     if plan.weighting is Weighting.CAPPED:
         stages.append(Stage(name="weight", numbers={"cap": plan.weight_cap}))
-    if plan.mechanism is Mechanism.GAUSSIAN and plan.trust is Trust.LOCAL:
+    if plan.local:  # whatever the mechanism
         stages.append(Stage(name="noise", numbers={"noise": plan.noise_multiplier * plan.spread}))
     return stages
 

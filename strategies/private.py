@@ -20,7 +20,6 @@ from cloister.privacy.clipping import BIT, ClipBound, layer_of
 from cloister.privacy.events import Sampler
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.privacy.settings import ClipKind
 from cloister.strategies.cohort import Cohort, pool_of
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.streams import SumNoise
@@ -60,12 +59,18 @@ class CentralPrivacy:
             )
         layers = clip.per_layer.values()
         self.bound = self.bound or (math.hypot(*layers) if layers else clip.bound)
+        self.stages = {stage.name: stage for stage in self.plan.server_stages()}
+        if "divide" not in self.stages:
+            raise ConfigError(
+                f"strategy: expected a central plan whose sum is noised and divided, found {list(self.stages)}; a "
+                "robust rule needs each reply by itself"
+            )
         self.stream = SumNoise(self.plan, self.noise)
 
     @property
     def adaptive(self) -> bool:
         """Whether the bound follows a quantile of the clients' norms."""
-        return self.plan.clip is not None and self.plan.clip.kind is ClipKind.ADAPTIVE
+        return "adapt-clip" in self.stages
 
     @property
     def most(self) -> float:
@@ -118,12 +123,9 @@ class CentralPrivacy:
 
     def adapt(self, bits: float) -> None:
         """Move the bound by the noisy sum of the un-clipped bits (Andrew et al. 2021, section 2)."""
-        clip = self.plan.clip
-        if clip is not None and self.adaptive:
-            rule = ClipBound(
-                bound=self.bound, quantile=clip.quantile, learning_rate=clip.learning_rate, cohort=self.plan.cohort
-            )
-            self.bound = rule.after(bits).bound
+        stage = self.stages["adapt-clip"]
+        values = {key: stage[key] for key in ("quantile", "learning_rate", "cohort")}
+        self.bound = ClipBound(bound=self.bound, **values).after(bits).bound
 
     def _may_take_part(self, name: str) -> bool:
         matrix, (last, times) = self.plan.matrix, self.took_part.get(name, (0, 0))
@@ -153,7 +155,7 @@ class NoisyMean(Fold):
         """Return the new arrays, and let the bound adapt."""
         made = self._release()  # always, so that correlated noise goes on as it would have
         released = self._privacy.settle(self._number, lambda: made)
-        divisor = self._privacy.plan.cohort
+        divisor = self._privacy.stages["divide"]["by"]
         if _BITS in released:
             self._privacy.adapt(float(released[_BITS]))
         return {
@@ -168,7 +170,8 @@ class NoisyMean(Fold):
         released = {_SUM + name: total + noise[name] for name, total in self._sum.totals().items()}
         if privacy.adaptive:
             source = privacy.noise.fork("bits", self._number)
-            released[_BITS] = np.asarray(self._bits + source.gaussian((), privacy.plan.bits_noise))
+            std = privacy.stages["adapt-clip"]["bits_noise"]
+            released[_BITS] = np.asarray(self._bits + source.gaussian((), std))
         return released
 
     def _check(self, reply: Reply) -> None:

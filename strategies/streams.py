@@ -15,23 +15,16 @@ class SumNoise:
     """The noise of a central plan, one round after another, with a memory that only the server can read."""
 
     def __init__(self, plan: Plan, noise: NoiseSource) -> None:
-        """Serve ``plan``; a matrix mechanism's factor is chosen here, for all its rounds."""
+        """Serve a central plan; a matrix mechanism's factor is chosen here, for all its rounds."""
+        stage = next(stage for stage in plan.server_stages() if stage.name.startswith("noise"))
         self._source = noise.fork("sum")
-        self._multiplier = plan.update_multiplier * plan.spread
+        self._multiplier = stage["noise"]
         self._key = noise.fork("seal").integers(256, 32).astype("uint8").tobytes()
         self._context = plan.digest
         self._stream: NoiseStream | None = None
-        if plan.matrix is not None:
-            matrix = plan.matrix
-            factorisation = factorise(
-                matrix.kind,
-                rounds=plan.rounds,
-                separation=matrix.separation,
-                participations=matrix.participations,
-                bands=matrix.bands,
-                buffers=matrix.buffers,
-            )
-            self._stream = NoiseStream(factorisation, self._source)
+        if kind := stage.name.removeprefix("noise").removeprefix("-"):
+            pattern = {key: int(number) for key, number in stage.numbers.items() if key != "noise"}
+            self._stream = NoiseStream(factorise(kind, rounds=plan.rounds, **pattern), self._source)
 
     @property
     def done(self) -> int:

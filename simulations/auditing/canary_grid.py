@@ -12,7 +12,7 @@ from cloister.clients.stages import staged
 from cloister.flower import NodeInfo, Run, array_record, assign_id, views
 from cloister.privacy.audits.canaries import Canaries, unflatten
 from cloister.privacy.noise import NoiseSource
-from cloister.simulations.engines.grid import EngineGrid
+from cloister.simulations.engines.grid import EngineGrid, exchange
 
 PREFIX = "canary-"
 
@@ -73,8 +73,8 @@ class CanaryGrid(Grid):
         return own + (self._grid.pull_messages(real) if real else [])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Not used by Cloister's strategies."""
-        raise NotImplementedError
+        """Push messages and return their replies in the order of their nodes."""
+        return exchange(self, messages, timeout)
 
     def wait(self, timeout_s: float) -> None:
         """Block until a reply can be pulled."""

@@ -1,13 +1,14 @@
 """What an audit attacks: a finished run's experiment, its plan, and what an adversary sees under that plan."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import MetricRecord, RecordDict
-from torch import nn
+from torch import Tensor, nn
 
 from cloister.clients.private_steps import steps_of
 from cloister.clients.request import Request
@@ -15,10 +16,13 @@ from cloister.clients.stages import staged
 from cloister.errors import AuditError
 from cloister.flower import NDArray, array_record, views
 from cloister.privacy import clipping
+from cloister.privacy.dpsgd import PrivateData
 from cloister.privacy.events import Unit
 from cloister.privacy.noise import NoiseSource
+from cloister.privacy.per_record import Method
 from cloister.privacy.plan import Plan
-from cloister.privacy.steps import NoisyMean
+from cloister.privacy.sampling import Everyone
+from cloister.privacy.subjects import UnitSteps
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.server.app import load_arrays
@@ -97,19 +101,37 @@ def seen(plan: Plan, update: Mapping[str, NDArray], noise: NoiseSource) -> dict[
 
 
 def _stepped(plan: Plan, gradient: dict[str, NDArray], noise: NoiseSource) -> dict[str, NDArray]:
-    """Return one unit's gradient as a private step lets it out, but for the division by a public number."""
-    import torch
+    """Return one unit's gradient as a private step of the plan lets it out, but for the division by a public number.
 
-    steps = steps_of(plan)
-    clipped = clipping.clip_per_layer(gradient, steps.bounds).values
-    mean = NoisyMean(
-        noise_multiplier=plan.noise_multiplier,
-        sensitivity=clipping.sensitivity(steps.bounds),
-        denominator=1.0,
-        relation=plan.relation,
-    )
-    noisy = mean.of([torch.from_numpy(values) for values in clipped.values()], noise)
-    return {name: values.numpy() for name, values in zip(clipped, noisy, strict=True)}
+    The step is taken on a model that starts at zero and whose loss has that gradient; what it moves by, an optimiser
+    sees. Of a unit with several records in a step, all have it.
+    """
+    model = _Slope(gradient)
+    steps = replace(steps_of(plan), sampler=Everyone(), steps=1, denominator=1.0, method=Method.LOOP)
+    copies = plan.records if isinstance(steps, UnitSteps) else 1
+    data = PrivateData(owners=["unit"] * copies, fetch=lambda indices: (torch.ones(len(indices)),))
+    steps.run(model, lambda module, records: module(*records), data, torch.optim.SGD(model.parameters(), lr=1.0), noise)
+    return {name: -values.detach().numpy() for name, values in model.named_parameters()}
+
+
+class _Slope(nn.Module):
+    """A loss that is linear in parameters of given names, all zero, with a given gradient per record."""
+
+    def __init__(self, gradient: Mapping[str, NDArray]) -> None:
+        super().__init__()
+        self.gradient = {name: torch.from_numpy(values) for name, values in gradient.items()}
+        for name, values in self.gradient.items():
+            *path, leaf = name.split(".")
+            place: nn.Module = self
+            for part in path:
+                if part not in dict(place.named_children()):
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            place.register_parameter(leaf, nn.Parameter(torch.zeros_like(values)))
+
+    def forward(self, ones: Tensor) -> Tensor:
+        """Return a loss for each of so many ones."""
+        return ones * torch.stack([(self.get_parameter(name) * it).sum() for name, it in self.gradient.items()]).sum()
 
 
 def _request(plan: Plan) -> Request:

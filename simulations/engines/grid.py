@@ -228,23 +228,7 @@ class EngineGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Push messages and return their replies in the order of their nodes, whatever order they arrive in."""
-        identifiers = self.push_messages(messages)
-        missing = set(identifiers)
-        replies: dict[str, Message] = {}
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while missing:
-            left = 3600.0 if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                break
-            self.wait(left)
-            for reply in self.pull_messages(list(missing)):
-                replies[reply.metadata.reply_to_message_id] = reply
-                missing.discard(reply.metadata.reply_to_message_id)
-        self.cancel(missing)
-        order = {identifier: position for position, identifier in enumerate(identifiers)}
-        return sorted(
-            replies.values(), key=lambda it: (it.metadata.src_node_id, order[it.metadata.reply_to_message_id])
-        )
+        return exchange(self, messages, timeout)
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget these messages: those that wait are dropped, those that run are stopped."""
@@ -288,3 +272,22 @@ class EngineGrid(Grid):
             job.payload.finish()
             self._replies[outcome.message_id] = reply
         self._dispatch()
+
+
+def exchange(grid: Any, messages: Iterable[Message], timeout: float | None) -> list[Message]:
+    """Return the replies that come to a grid within so many seconds, in the order of their nodes; forget the rest."""
+    identifiers = grid.push_messages(messages)
+    missing = set(identifiers)
+    replies: dict[str, Message] = {}
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while missing:
+        left = 3600.0 if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            break
+        grid.wait(left)
+        for reply in grid.pull_messages(list(missing)):
+            replies[reply.metadata.reply_to_message_id] = reply
+            missing.discard(reply.metadata.reply_to_message_id)
+    grid.cancel(missing)
+    order = {identifier: position for position, identifier in enumerate(identifiers)}
+    return sorted(replies.values(), key=lambda it: (it.metadata.src_node_id, order[it.metadata.reply_to_message_id]))

@@ -186,12 +186,13 @@ def test_bits_noise_is_a_twentieth_of_the_cohort_where_it_is_not_given() -> None
     [
         (CLIENTS, ["clip-flat"], ["noise", "divide"]),
         (LOCAL, ["clip-flat", "noise"], []),
-        (STEPS, ["private-steps"], []),
+        (STEPS, ["unit-steps"], []),
+        ({**STEPS, "sampled": "records"}, ["record-steps"], []),
         (MATRIX, ["clip-flat"], ["noise-banded", "divide"]),
         (ADAPTIVE, ["clip-adaptive", "bit"], ["noise", "divide", "adapt-clip"]),
         (PER_LAYER, ["clip-per-layer"], ["noise", "divide"]),
         ({**CLIENTS, "weighting": "capped", "weight_cap": 50}, ["clip-flat", "weight"], ["noise", "divide"]),
-        ({**STEPS, "centres": CENTRES}, ["private-steps", "centres"], []),
+        ({**STEPS, "centres": CENTRES}, ["unit-steps", "centres"], []),
         ({"clip": {"bound": 1.0}, "robust": "median"}, ["clip-flat"], ["robust-median"]),
     ],
 )
@@ -216,11 +217,11 @@ def test_noise_grows_with_what_one_unit_can_change(relation: str, factor: float)
     for values in (LOCAL, {**CLIENTS, "sampler": "all", "rate": 1.0}, {**STEPS, "centres": CENTRES}):
         plan = Plan.of({**values, "relation": relation})
         noises = [
-            stage[key]
+            stage[key] / (factor if key == "noise" else 1.0)  # what takes a multiplier knows the relation itself
             for stage in (*plan.client_stages(), *plan.server_stages())
-            for key in ("noise", "count_noise")
+            for key in ("noise", "noise_multiplier", "count_multiplier")
             if key in stage.numbers
         ]
         events = plan.events(1)
-        assert noises == [factor * event.noise_multiplier for event in events]
+        assert noises == [event.noise_multiplier for event in events]
         assert {event.relation for event in events} == {Relation(relation)}

@@ -257,6 +257,8 @@ def test_a_plan_without_central_noise_is_not_for_the_server() -> None:
     for made in (plan(trust="local", sampler="all", rate=1.0), Plan.none()):
         with pytest.raises(ConfigError, match="expected a central plan"):
             CentralPrivacy(plan=made, noise=NoiseSource(KEY))
+    with pytest.raises(ConfigError, match=r"found \['robust-median'\]"):
+        CentralPrivacy(plan=plan(robust="median"), noise=NoiseSource(KEY))
 
 
 def test_a_server_optimiser_steps_on_the_noisy_mean(lab: SimpleNamespace) -> None:
