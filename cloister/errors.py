@@ -17,6 +17,7 @@
           +-- PolicyError   820  a site's own policy forbids what was asked for, or cannot be read
           +-- LedgerError   830  a ledger cannot be read or written, was tampered with, or the budget is spent
           +-- AuditError    840  an audit cannot be run on what it was given
+          +-- SecureSumError 850 a secure sum cannot be formed, or a party of it deviates from the protocol
 
 The number is stable and printed with the message. A message never holds a secret, a gradient or an image.
 """
@@ -114,3 +115,9 @@ class AuditError(PrivacyError):
     """An audit cannot be run on what it was given."""
 
     code = 840
+
+
+class SecureSumError(PrivacyError):
+    """A secure sum cannot be formed, or a party of it deviates from the protocol."""
+
+    code = 850

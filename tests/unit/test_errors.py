@@ -26,6 +26,7 @@ CODES = {
     "PolicyError": 820,
     "LedgerError": 830,
     "AuditError": 840,
+    "SecureSumError": 850,
 }
 
 
@@ -49,7 +50,8 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         name: code for name, code in CODES.items() if name != "CloisterError"
     }
     parents = {"CloisterError": "Exception", "IsolationError": "DataError", "QuorumError": "ReleaseError"}
-    parents |= dict.fromkeys(("PlanError", "PolicyError", "LedgerError", "AuditError"), "PrivacyError")
+    private = ("PlanError", "PolicyError", "LedgerError", "AuditError", "SecureSumError")
+    parents |= dict.fromkeys(private, "PrivacyError")
     for name, kind in defined(errors).items():
         assert kind.__base__.__name__ == parents.get(name, "CloisterError")  # type: ignore[union-attr]
 
