@@ -21,10 +21,13 @@ _FRACTIONS = set(_METRICS) - {"loss"}
 _AUDITED = {
     "centre-linkage.rank-1": "class centres linked (share)",
     "centre-linkage.auc": "linkage, area under the curve",
+    "head-linkage.rank-1": "people linked by the head's update (share)",
+    "head-linkage.cosine": "cosine of what the head says with the feature",
     "membership.auc": "membership, area under the curve",
     "membership.tpr@0.01": "members found at 1 % false alarms (share)",
     "inversion.ssim-mean": "reconstruction, SSIM",
     "inversion.psnr-mean": "reconstruction, PSNR (dB)",
+    "inversion.identity-mean": "reconstruction, identity (cosine)",
 }
 _BASELINES = {
     "local-only": ("Local only", "mean of the clients, each trained alone"),

@@ -14,6 +14,7 @@ from cloister.errors import AuditError
 from cloister.privacy.audits.result import AuditResult
 from cloister.privacy.events import Unit
 from cloister.simulations.auditing.findings import results
+from cloister.simulations.auditing.probe import shows_people
 from cloister.simulations.auditing.victim import Victim
 
 Applies = Callable[[Victim], bool]
@@ -40,8 +41,16 @@ def _private_steps(victim: Victim) -> bool:
     return victim.plan.private_steps
 
 
+def _pictures(victim: Victim) -> bool:
+    return shows_people(victim.prepared.task)
+
+
+def _shared_head(victim: Victim) -> bool:
+    return _pictures(victim) and victim.prepared.experiment.setting("model", "head") != "local"
+
+
 def _centres(victim: Victim) -> bool:
-    return getattr(victim.prepared.experiment.strategy, "centres", None) is not None
+    return _pictures(victim) and getattr(victim.prepared.experiment.strategy, "centres", None) is not None
 
 
 _HERE = "cloister.simulations.auditing"
@@ -49,8 +58,9 @@ AUDITS = {
     "exact-leak": Audit(f"{_HERE}.leaks:exact_leak", "read inputs off a fully connected first layer", _always),
     "one-run": Audit(f"{_HERE}.private_steps:one_run", "canary units in the run's private steps", _private_steps),
     "canary-clients": Audit(f"{_HERE}.canary_clients:canary_clients", "canary clients in the run", _client_noise),
-    "inversion": Audit(f"{_HERE}.inversion:inversion", "reconstruct pictures from gradients", _always),
-    "membership": Audit(f"{_HERE}.membership:membership", "guess who was in training, by shadow runs", _always),
+    "inversion": Audit(f"{_HERE}.inversion:inversion", "reconstruct pictures from gradients", _pictures),
+    "membership": Audit(f"{_HERE}.membership:membership", "guess who was in training, by shadow runs", _pictures),
+    "head-linkage": Audit(f"{_HERE}.heads:head_linkage", "find people by the head's update", _shared_head),
     "centre-linkage": Audit(f"{_HERE}.centres:centre_linkage", "find people by their class centres", _centres),
 }
 

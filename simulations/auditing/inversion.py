@@ -30,7 +30,7 @@ def inversion(victim: Victim) -> list[AuditResult]:
     chosen = _one_each(records, victim.rng("inversion"))
     originals = torch.from_numpy(records.images[chosen]).permute(0, 3, 1, 2).float() / 255
     labels = torch.from_numpy(records.labels[chosen])
-    model = victim.final_model().train()
+    model = victim.final_model().eval()  # with stored statistics: one record has none of its own
     groups = victim.prepared.task.spec.groups(model)
     names = [name for name, _ in model.named_parameters() if groups[name] is Group.SHARED]
     simulation = Simulation(model, probe.loss(), LocalSteps(batches=((0,),)), names=names, prepare=probe.prepare)

@@ -35,6 +35,9 @@ class Records:
 class Probe(ABC):
     """An auditor's view of one task. A simulation's auditor owns all clients and reads the data of each."""
 
+    head: str
+    """Name of the weight ``[C, D]``, without a bias, that makes logits of features."""
+
     def __init__(self, task: Task[Any]) -> None:
         self.task = task
 
@@ -61,6 +64,8 @@ class Probe(ABC):
 
 class ReidProbe(Probe):
     """The camera task."""
+
+    head = "head.weight"
 
     def records(self, client: str) -> Records:
         """Return a camera's training images."""
@@ -92,6 +97,11 @@ class ReidProbe(Probe):
     def embed(self, model: nn.Module, records: Records) -> NDArray:
         """Return the features behind the neck."""
         return extract(model, records.images, records.rest, batch_size=64, feature="post-bn")
+
+
+def shows_people(task: Task[Any]) -> bool:
+    """Return whether a task's records are pictures of people, so that it has a probe."""
+    return isinstance(task, CameraTask)
 
 
 def probe_of(task: Task[Any]) -> Probe:

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from cloister.errors import CloisterError, ConfigError, DataError, QuorumError, WeightsError
+from cloister.privacy.audits.inversion import Attack
 from cloister.simulations import run as runner
+from cloister.simulations.auditing import inversion
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import RunRecord
 from cloister.simulations.worlds import reid
@@ -300,3 +302,40 @@ def test_rounds_are_chosen_by_held_out_people(world: Path, tmp_path: Path) -> No
     record = run(world, tmp_path / "run", "settings.data.hold_out=true", chosen, "evaluate_every=1")
     assert all("validation/map" in entry.metrics for entry in record.rounds)
     assert "validation-selected" in record.baselines
+
+
+STEPS = (
+    "plan.unit='subject'",
+    "plan.mechanism='dp-sgd'",
+    "plan.steps=1",
+    "plan.records=2",
+    "plan.sample_size=2",
+    "plan.clients=6",
+    "plan.noise_multiplier=5.0",
+    "plan.clip.bound=1.0",
+    "plan.budget.epsilon=50.0",
+    "plan.budget.delta=0.001",
+    "settings.train.circle_weight=0.0",
+    "settings.train.mrb_weight=0.0",
+    "settings.model.normalisation='group'",
+    "strategy.name='fedavg'",
+    "strategy.weighting='uniform'",
+)
+
+
+@pytest.mark.parametrize(("overrides", "hidden"), [(("settings.model.normalisation='pooled'",), False), (STEPS, True)])
+def test_people_are_read_off_the_heads_update_unless_it_is_noised(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], hidden: bool
+) -> None:
+    monkeypatch.setattr(inversion, "_ATTACK", Attack(iterations=2))
+    run(world, tmp_path / "run", *overrides)
+    pictures, heads = runner.audit(tmp_path / "run", ["head-linkage", "inversion"], console=Console(quiet=True))
+    assert heads.numbers["centres"] == 8
+    assert 0 <= heads.numbers["rank-1"] <= 1
+    if hidden:
+        assert heads.numbers["cosine"] < 0.5
+        assert heads.passed
+    else:
+        assert heads.numbers["cosine"] > 0.999
+    assert {"ssim-mean", "ssim-mean-bare", "identity-mean"} <= set(pictures.numbers)
+    assert [(tmp_path / "run" / name).is_file() for name in pictures.pictures] == [True]
