@@ -1,5 +1,6 @@
 """What all parties of LightSecAgg agree on before anything is sent, and the conditions under which it is sound."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister.errors import SecureSumError
@@ -70,3 +71,17 @@ class Terms:
         """Raise :class:`SecureSumError` unless ``place`` is that of a user."""
         if not 1 <= place <= self.users:
             raise SecureSumError(f"LightSecAgg: expected a place from 1 to {self.users}, found {place}")
+
+    def check_sum(self, who: str, weights: Mapping[tuple[int, int], int], missing: Sequence[tuple[int, int]]) -> None:
+        """Raise :class:`SecureSumError` for a sum that shows too much, or of which ``who`` lacks something.
+
+        ``weights``: public weight by (user, number of its upload). ``missing``: the uploads that ``who`` does not have.
+        """
+        users = {user for user, _ in weights}
+        heavy = [weight for weight in weights.values() if not 1 <= weight <= self.heaviest]
+        if len(users) < len(weights) or len(weights) < self.uploads or missing or heavy:
+            raise SecureSumError(
+                f"LightSecAgg {who}: expected a sum of at least {self.uploads} uploads of as many users, each summed "
+                f"once with a weight from 1 to {self.heaviest}, found {len(weights)} of {len(users)} users, "
+                f"{len(heavy)} other weights, and none (any more) of {sorted(missing)[:5]}; wait for more uploads"
+            )
