@@ -18,6 +18,7 @@
           +-- LedgerError   830  a ledger cannot be read or written, was tampered with, or the budget is spent
           +-- AuditError    840  an audit cannot be run on what it was given
           +-- SecureSumError 850 a secure sum cannot be formed, or a party of it deviates from the protocol
+          +-- TranscriptError 860 a transcript cannot be read, written or continued
 
 The number is stable and printed with the message. A message never holds a secret, a gradient or an image.
 """
@@ -121,3 +122,9 @@ class SecureSumError(PrivacyError):
     """A secure sum cannot be formed, or a party of it deviates from the protocol."""
 
     code = 850
+
+
+class TranscriptError(PrivacyError):
+    """A run's transcript cannot be read, written or continued."""
+
+    code = 860

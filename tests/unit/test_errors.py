@@ -27,6 +27,7 @@ CODES = {
     "LedgerError": 830,
     "AuditError": 840,
     "SecureSumError": 850,
+    "TranscriptError": 860,
 }
 
 
@@ -50,7 +51,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         name: code for name, code in CODES.items() if name != "CloisterError"
     }
     parents = {"CloisterError": "Exception", "IsolationError": "DataError", "QuorumError": "ReleaseError"}
-    private = ("PlanError", "PolicyError", "LedgerError", "AuditError", "SecureSumError")
+    private = ("PlanError", "PolicyError", "LedgerError", "AuditError", "SecureSumError", "TranscriptError")
     parents |= dict.fromkeys(private, "PrivacyError")
     for name, kind in defined(errors).items():
         assert kind.__base__.__name__ == parents.get(name, "CloisterError")  # type: ignore[union-attr]
