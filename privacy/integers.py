@@ -22,7 +22,7 @@ def discrete_laplace(numerator: int, denominator: int, n: int, noise: NoiseSourc
     while missing.size:
         low = noise.integers(denominator, missing.size)
         kept = bernoulli_exp(low, denominator, noise)
-        size = (low + denominator * _successes(missing.size, noise)) // numerator
+        size = (low + denominator * successes(missing.size, noise)) // numerator
         negative = noise.integers(2, missing.size) == 1
         kept &= ~(negative & (size == 0))  # or zero would come twice as often
         drawn[missing[kept]] = np.where(negative, -size, size)[kept]
@@ -44,7 +44,7 @@ def bernoulli_exp(numerators: NDArray[np.int64], denominator: int, noise: NoiseS
     return result
 
 
-def _successes(n: int, noise: NoiseSource) -> NDArray[np.int64]:
+def successes(n: int, noise: NoiseSource) -> NDArray[np.int64]:
     """Return ``n`` counts of successes, each of probability exp(-1), before the first failure."""
     counts, running = np.zeros(n, np.int64), np.arange(n)
     while running.size:
