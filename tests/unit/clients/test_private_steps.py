@@ -54,6 +54,7 @@ class Toy(Task[Any]):
     def __init__(self, broken: int = 99) -> None:
         super().__init__({}, Path())
         self.broken, self.fetched = broken, 0
+        self.owners, self.seen = np.arange(6), set[int]()
 
     @property
     def spec(self) -> Spec:
@@ -71,6 +72,7 @@ class Toy(Task[Any]):
     def private(self, model: nn.Module, data: Any, round: Round) -> PrivateTraining:
         def fetch(indices: Any) -> tuple[torch.Tensor, ...]:
             self.fetched += 1
+            self.seen |= set(indices.tolist())
             if self.fetched > self.broken:
                 raise OSError("anna-smith.jpg is truncated")
             return data[indices], torch.from_numpy(indices % 2)
@@ -78,7 +80,7 @@ class Toy(Task[Any]):
         def losses(model: nn.Module, records: tuple[torch.Tensor, ...]) -> torch.Tensor:
             return functional.cross_entropy(model(records[0]), records[1], reduction="none")
 
-        units = np.arange(0 if data is None else len(data))
+        units = self.owners[: 0 if data is None else len(data)]
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         return PrivateTraining(units=units, fetch=fetch, losses=losses, optimiser=optimiser)
 
@@ -158,3 +160,14 @@ def test_where_records_are_drawn_a_person_has_no_more_than_the_plan_says(tmp_pat
     task = Crowded()
     trained(tmp_path, task, Toy().load("a"), sampled="records", records=2, sampler="all", steps=5)
     assert len(task.used) == 2
+
+
+def test_where_records_are_drawn_nobodys_records_beyond_the_bound_are_ever_fetched(tmp_path: Path) -> None:
+    task = Toy()
+    task.owners = np.array([0, 1, 0, 0, 1, 0])
+    trained(tmp_path, task, task.load("a"), sampled="records", records=2)
+    kept = sorted(task.seen)
+    assert [int(task.owners[index]) for index in kept].count(0) == 2
+    assert [index for index in kept if task.owners[index] == 1] == [1, 4]
+    trained(tmp_path, task, task.load("a"), sampled="records", records=2)
+    assert sorted(task.seen) == kept  # the same ones in every round
