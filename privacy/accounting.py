@@ -1,9 +1,9 @@
 """What all events of one unit cost together: epsilon at a delta, and delta at an epsilon.
 
 Privacy-loss distributions (PLD) are the reference; Renyi differential privacy (RDP) is the cross-check, and where
-there is no PLD (sampling without replacement) the answer: :mod:`cloister.privacy.composition`. Events that are nothing
-but Gaussian noise on everybody need neither: their cost has a closed form. Every number is an upper bound for the unit
-and the relation of the events.
+there is no PLD (sampling without replacement, noise in shares) the answer: :mod:`cloister.privacy.composition`. Events
+that are nothing but Gaussian noise on everybody need neither: their cost has a closed form. Every number is an upper
+bound for the unit and the relation of the events.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Literal
 
 from cloister.errors import PlanError
 from cloister.privacy import composition
-from cloister.privacy.events import Event, EventKind, Relation, Sampler
+from cloister.privacy.events import SHARED, Event, EventKind, Relation, Sampler
 from cloister.privacy.gaussian import exact_delta, exact_epsilon
 
 Accountant = Literal["pld", "rdp"]
@@ -120,7 +120,7 @@ def answering(events: Iterable[Event], asked: Accountant = "pld") -> str:
     for event in merged:
         if problem := uncovered(event):
             raise PlanError(f"accounting: {problem}")
-    if asked == "rdp" or any(event.sampler is Sampler.WITHOUT_REPLACEMENT for event in merged):
+    if asked == "rdp" or any(event.kind in SHARED or event.sampler is Sampler.WITHOUT_REPLACEMENT for event in merged):
         return "rdp"
     return "exact" if all(_on_everybody(event) for event in merged) else "pld"
 
@@ -130,9 +130,21 @@ def uncovered(event: Event) -> str:
 
     Poisson's formula is for Poisson draws alone. A fixed batch is counted as once everybody for each epoch, and a
     subset without replacement has a formula of its own; in both, ``population`` is a public number of places, of which
-    two neighbouring data sets differ in one.
+    two neighbouring data sets differ in one. Noise in shares is for secure sums, where the server sees who takes part.
     """
     sampled = event.sampler in (Sampler.POISSON, Sampler.WITHOUT_REPLACEMENT)
+    if event.kind in SHARED and sampled:
+        return (
+            "in a secure sum the server sees which clients take part, so their draw is no secret and lessens nothing; "
+            "count every round as everybody, with sampler all"
+        )
+    if event.kind is EventKind.DISCRETE_GAUSSIAN and (event.noise_multiplier * event.l2) ** 2 < event.shares / 2:
+        return "discrete Gaussian shares have a formula from a variance of 1/2 on; take more bits or more noise"
+    if event.kind in SHARED and event.relation is Relation.ADD_REMOVE:
+        return (
+            "a client that is not there adds no share of the noise either, and a secure sum does not hide that it is "
+            "not there; take relation zero-out or replace-one, which hide what it adds"
+        )
     if event.kind is EventKind.RANDOMISED_RESPONSE and (sampled or event.group > 1):
         return "randomised response has no formula under sampling or for groups; count every answer, with sampler all"
     if event.kind is EventKind.LAPLACE and event.sampler is Sampler.WITHOUT_REPLACEMENT:

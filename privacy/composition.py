@@ -1,7 +1,8 @@
 """Events composed by privacy-loss distributions (PLD) and by Renyi differential privacy (RDP).
 
-The work is dp-accounting's, of the extra ``privacy``, but for the pairs of :mod:`cloister.privacy.mixtures`. Only
-:mod:`cloister.privacy.accounting` calls this, with events that it found to be covered.
+The work is dp-accounting's, of the extra ``privacy``, but for the pairs of :mod:`cloister.privacy.mixtures` and the
+noise of :mod:`cloister.privacy.shared_noise`. Only :mod:`cloister.privacy.accounting` calls this, with events that it
+found to be covered.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import PlanError
-from cloister.privacy import mixtures
-from cloister.privacy.events import Event, EventKind, Relation, Sampler
+from cloister.privacy import mixtures, shared_noise
+from cloister.privacy.events import SHARED, Event, EventKind, Relation, Sampler
 
 Orders = NDArray[np.float64]
 
@@ -172,6 +173,8 @@ def _orders() -> Orders:
 @lru_cache(maxsize=1024)
 def _rdp(event: Event) -> Orders:
     """Return the RDP of one use of an event at the accountant's orders."""
+    if event.kind in SHARED:
+        return shared_noise.renyi(event, _orders())
     lib: Any = _library("dp_event")
     relations = _library("privacy_accountant").NeighboringRelation
     relation = relations.ADD_OR_REMOVE_ONE

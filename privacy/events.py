@@ -50,7 +50,15 @@ class EventKind(StrEnum):
     GAUSSIAN = "gaussian"
     LAPLACE = "laplace"
     RANDOMISED_RESPONSE = "randomised-response"
+    DISCRETE_GAUSSIAN = "discrete-gaussian"
+    SKELLAM = "skellam"
     NONE = "none"
+
+
+SHARED = frozenset({EventKind.DISCRETE_GAUSSIAN, EventKind.SKELLAM})
+"""Integer noise of which each client of a secure sum adds a share."""
+
+_OF_SHARED = ("l1", "l2", "dimension", "shares")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +69,9 @@ class Event:
     under ``relation``; for records in groups, to one record. ``rate``: probability that a unit (in a group: one
     record of it) takes part. ``group``: the most records that one unit can have where *records* are sampled and
     clipped; 1 where units are. ``sample_size`` and ``population`` belong to ``WITHOUT_REPLACEMENT``; ``epsilon`` and
-    ``categories`` to randomised response.
+    ``categories`` to randomised response. ``l1``, ``l2``, ``dimension`` and ``shares`` belong to noise in shares: what
+    one unit changes in a sum of integer vectors, in L1 and L2 norm, their length, and how many shares the noise has;
+    ``noise_multiplier`` is that of their sum.
     A matrix mechanism over many rounds is one Gaussian event whose sensitivity is that of all of a unit's rounds.
 
     Raises :class:`PlanError` for values out of range.
@@ -77,12 +87,16 @@ class Event:
     population: int = 0
     epsilon: float = 0.0
     categories: int = 0
+    l1: float = 0.0
+    l2: float = 0.0
+    dimension: int = 0
+    shares: int = 0
     unit: Unit
     relation: Relation
 
     def __post_init__(self) -> None:
         """Refuse values that no mechanism has."""
-        noisy = self.kind in (EventKind.GAUSSIAN, EventKind.LAPLACE)
+        noisy = self.kind in (EventKind.GAUSSIAN, EventKind.LAPLACE, *SHARED)
         problems = {
             f"noise_multiplier: expected a positive number, found {self.noise_multiplier}": noisy
             and not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0),
@@ -97,6 +111,12 @@ class Event:
             f"epsilon, categories: expected positive and at least 2, found {self.epsilon}, {self.categories}": (
                 self.kind is EventKind.RANDOMISED_RESPONSE and not (self.epsilon > 0 and self.categories >= 2)
             ),
+            f"l1, l2: expected 0 < l2 <= l1, finite, found {self.l1}, {self.l2}": self.kind in SHARED
+            and not 0 < self.l2 <= self.l1 < math.inf,
+            f"dimension, shares: expected at least 1, found {self.dimension}, {self.shares}": self.kind in SHARED
+            and min(self.dimension, self.shares) < 1,
+            "l1, l2, dimension, shares: belong to discrete-gaussian and skellam": self.kind not in SHARED
+            and any(getattr(self, key) != 0 for key in _OF_SHARED),
         }
         for problem, wrong in problems.items():
             if wrong:
@@ -104,7 +124,8 @@ class Event:
 
     def values(self) -> dict[str, Any]:
         """Return plain JSON values, from which :meth:`of` makes an equal event."""
-        return {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(self).items()}
+        values = {key: str(value) if isinstance(value, StrEnum) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in values.items() if key not in _OF_SHARED or self.kind in SHARED}
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
@@ -112,6 +133,8 @@ class Event:
         kinds = {"kind": EventKind, "sampler": Sampler, "unit": Unit, "relation": Relation}
         known = {field.name for field in fields(cls)}
         try:
+            if values.get("kind") not in SHARED:
+                known -= set(_OF_SHARED)  # so that events of other kinds have the digests that they always had
             if set(values) != known:
                 raise ValueError(f"expected the keys {sorted(known)}, found {sorted(values)}")
             typed: dict[str, Any] = {key: kinds[key](value) if key in kinds else value for key, value in values.items()}
