@@ -93,8 +93,8 @@ def test_bounds_for_skellam_noise_hold_at_every_order(variance: float) -> None:
             event = shared(SKELLAM, math.sqrt(variance) / shift, shift, shares=7)
             exact, found = divergence(weights, shift, order), float(renyi(event, np.array([order]))[0])
             assert exact <= found * (1 + 1e-9)
-            if variance == 25 and order == 10:
-                assert found < exact * 1.2
+            if (variance, order, shift) == (25, 2, 1):
+                assert found < exact * 1.1
 
 
 def test_between_whole_orders_skellam_noise_is_bounded_by_a_straight_line() -> None:
