@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cloister.errors import SecureSumError
 from cloister.privacy.secagg.keys import Secret, derive, message
 
-Words = NDArray[np.uint32] | NDArray[np.uint64]
+Words = NDArray[np.uint32 | np.uint64]
 
 LONGEST_BYTES = 1 << 38
 """After 2^32 blocks of 64 bytes the cipher's counter would start again."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 from scipy import stats
 
 from cloister.errors import SecureSumError
@@ -96,6 +97,17 @@ def test_whatever_changes_by_a_bit_changes_every_block(changed: Callable[[int], 
 def test_every_bit_of_the_seed_counts() -> None:
     firsts = {mask(STREAM, 4, seed=flipped(SEED, bit)).tobytes() for bit in range(256)}
     assert len(firsts | {mask(STREAM, 4).tobytes()}) == 257
+
+
+def test_flowers_masks_have_32_bits_of_seed_and_miss_the_largest_value_and_these_do_not() -> None:
+    """The reason why this module exists: two seeds whose words have the same exclusive or give Flower the same mask."""
+    other = flipped(flipped(SEED, 0), 32)
+    one, two = (pseudo_rand_gen(seed, 4, [(1000,)])[0] for seed in (SEED, other))
+    assert np.array_equal(one, two)
+    assert one.max() == 2  # of 0 to 3
+    stream = dataclasses.replace(STREAM, bits=2)
+    assert not np.array_equal(mask(stream, 1000), mask(stream, 1000, seed=other))
+    assert mask(stream, 1000).max() == 3
 
 
 def test_names_and_layouts_do_not_run_into_each_other() -> None:
