@@ -18,6 +18,7 @@ BENCHES = {
     "engines": "cloister.bench.engines",
     "evaluation": "cloister.bench.evaluation",
     "privacy": "cloister.bench.privacy",
+    "secagg": "cloister.bench.secagg",
 }
 ALL = "all"
 

@@ -7,7 +7,6 @@ person's records: its target is that of the network that people are recognised w
 """
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from cloister.bench import target
 from cloister.bench.process import NotMeasured, measured
+from cloister.bench.timing import ONE_THREAD, Seconds, row, timed
 from cloister.models.l2rw.config import ModelConfig
 from cloister.models.l2rw.spec import ReidSpec
 from cloister.privacy.accounting import epsilon
@@ -34,7 +34,7 @@ from cloister.privacy.per_record import Method
 from cloister.privacy.sampling import Everyone
 from cloister.privacy.subjects import UnitSteps
 
-RECORDS, PER_SUBJECT, STEPS, REPETITIONS = 64, 4, 16, 5
+RECORDS, PER_SUBJECT, STEPS = 64, 4, 16
 PLAIN, OPACUS = "plain training", "bare Opacus, hooks"
 EXAMPLE, GHOST, SUBJECT = "example level, hooks", "example level, ghost clipping", "subject level"
 REID, REID_SUBJECT = "plain training, re-identification", "subject level, re-identification"
@@ -43,24 +43,19 @@ LEDGER = "ledger append, fsync excluded"
 ACCOUNT, ACCOUNT_MANY = "accountant, 10,000 events of three plans", "accountant, 10,000 events of ten plans"
 
 _TIMEOUT_S = 600.0
-_ONE_THREAD = {
-    **{name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")},
-    "CUDA_VISIBLE_DEVICES": "",
-}
-Seconds = dict[str, list[float]]
 
 
 def measure(console: Console) -> dict[str, Any]:
     """Return ``rows`` (``kind``, ``seconds``: median, ``spread``, ``repetitions``, ``why``) and ``targets``."""
     why, found = "", Seconds()
     try:
-        found = measured(["-m", "cloister.bench.privacy"], timeout_s=_TIMEOUT_S, environment=_ONE_THREAD)
+        found = measured(["-m", "cloister.bench.privacy"], timeout_s=_TIMEOUT_S, environment=ONE_THREAD)
     except NotMeasured as reason:
         why = str(reason)
     kinds: list[str] = [PLAIN, OPACUS, EXAMPLE, GHOST, SUBJECT, REID, REID_SUBJECT, UNPLANNED, CLIENT, LEDGER]
     kinds += [ACCOUNT, ACCOUNT_MANY]
-    rows = [_row(kind, found.get(kind, []), why) for kind in kinds]
-    seconds = {row["kind"]: row["seconds"] for row in rows}
+    rows = [row(kind, found.get(kind, []), why) for kind in kinds]
+    seconds = {line["kind"]: line["seconds"] for line in rows}
 
     def ratio(one: str, other: str) -> float | None:
         return seconds[one] / seconds[other] if seconds[one] and seconds[other] else None
@@ -207,39 +202,16 @@ def events(plans: int) -> list[Event]:
     ]
 
 
-def _timed(calls: dict[str, Callable[[], Any]], repetitions: int = REPETITIONS) -> Seconds:
-    """Return the seconds of each repetition, the calls in turn so that a slow moment hits all of them."""
-    found: Seconds = {kind: [] for kind in calls}
-    for call in calls.values():
-        call()
-    for _ in range(repetitions):
-        for kind, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            found[kind].append(time.perf_counter() - begin)
-    return found
-
-
-def _row(kind: str, seconds: list[float], why: str) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "seconds": round(statistics.median(seconds), 6) if seconds else None,
-        "spread": [round(min(seconds), 6), round(max(seconds), 6)] if seconds else None,
-        "repetitions": len(seconds),
-        "why": why,
-    }
-
-
 def main() -> None:
     """Print the seconds of every kind as JSON."""
     from cloister.bench.privacy_round import rounds
 
     torch.set_num_threads(1)
     private = {kind: _private(kind) for kind in (EXAMPLE, GHOST, SUBJECT, REID_SUBJECT)}
-    found = _timed({PLAIN: _plain(), OPACUS: _opacus(), REID: _plain(REID), **private})
+    found = timed({PLAIN: _plain(), OPACUS: _opacus(), REID: _plain(REID), **private})
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as kept:
-        found |= _timed(rounds(Path(kept), UNPLANNED, CLIENT))
-        found |= _timed({LEDGER: _ledger(Path(kept))}, repetitions=200)
+        found |= timed(rounds(Path(kept), UNPLANNED, CLIENT))
+        found |= timed({LEDGER: _ledger(Path(kept))}, repetitions=200)
     epsilon(events(1)[:2], 1e-5)  # imports the accountant
     found |= {ACCOUNT: _query(3), ACCOUNT_MANY: _query(10)}
     print(json.dumps(found))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from struct import unpack
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -30,7 +31,9 @@ LARGEST_PLACE = (1 << 31) - 1
 
 _LIMBS, _LIMB_BITS, _TAG_BYTES = SHARE_BYTES // 8, 60, 5
 _P, _LOW, _HALF = np.uint64(PRIME), np.uint64((1 << 30) - 1), np.uint64((1 << 31) - 1)
-_30, _31, _61 = (np.uint64(bits) for bits in (30, 31, 61))
+_1, _30, _31, _61 = (np.uint64(bits) for bits in (1, 30, 31, 61))
+_PIECES, _PIECE_BITS, _PIECE = 3, 21, np.uint64((1 << 21) - 1)
+_EXACT_TERMS = 1 << 11
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class _Share:
 
     def limbs(self) -> tuple[int, ...]:
         """Return the five field elements."""
-        return tuple(int.from_bytes(self.value[start : start + 8], "little") for start in range(0, SHARE_BYTES, 8))
+        return unpack("<5Q", self.value)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled."""
@@ -111,9 +114,10 @@ def _split(
     coefficients = np.empty((threshold, _LIMBS), np.uint64)
     coefficients[0] = [number >> (_LIMB_BITS * index) & (1 << _LIMB_BITS) - 1 for index in range(_LIMBS)]
     coefficients[1:] = source.integers(PRIME, (threshold - 1) * _LIMBS).reshape(-1, _LIMBS)
-    values = evaluate(coefficients, np.asarray(places, np.uint64))
+    values = evaluate(coefficients, np.asarray(places, np.uint64)).astype("<u8").tobytes()
     coefficients.fill(0)
-    return tuple(kind(place, row.tobytes()) for place, row in zip(places, values.astype("<u8"), strict=True))
+    starts = range(0, len(values), SHARE_BYTES)
+    return tuple(kind(place, values[at : at + SHARE_BYTES]) for place, at in zip(places, starts, strict=True))
 
 
 def _join(kind: type[Kind], shares: Iterable[Kind]) -> Secret:
@@ -140,18 +144,48 @@ def _join(kind: type[Kind], shares: Iterable[Kind]) -> Secret:
 def evaluate(coefficients: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return polynomials modulo 2^61 - 1 at ``places``: ``[terms, limbs]`` and ``[n]`` give ``[n, limbs]``.
 
-    Coefficients, lowest first, are below p, places below 2^31. Horner's rule; each product is of 61 by 31 bits and is
-    put together from halves whose sum stays below 2^63: with acc = high 2^30 + low and high x = a 2^31 + b,
-    acc x = low x + a 2^61 + b 2^30, and 2^61 is 1 modulo p.
+    Coefficients, lowest first, and places are below p. Powers times coefficients is a product of matrices, of which
+    both are cut into pieces of 21 bits: products of pieces are below 2^42, and 2,048 of them add up exactly in doubles.
+    Pieces i and j of a product stand for 2^(21 (i + j)), which modulo p is a rotation of 61 bits.
     """
-    x = places[:, None]
-    total = np.broadcast_to(coefficients[-1], (len(places), coefficients.shape[1]))
-    for coefficient in coefficients[-2::-1]:
-        high = (total >> _30) * x
-        total = (total & _LOW) * x + (high >> _31) + ((high & _HALF) << _30) + coefficient
+    powers, total = _powers(places, len(coefficients)), np.zeros((len(places), coefficients.shape[1]), np.uint64)
+    for start in range(0, len(coefficients), _EXACT_TERMS):
+        left = np.concatenate(_pieces(powers[:, start : start + _EXACT_TERMS]))
+        right = np.concatenate(_pieces(coefficients[start : start + _EXACT_TERMS]), axis=1)
+        # [piece of the power, place, piece of the coefficient, limb]
+        products = (left @ right).astype(np.uint64).reshape(_PIECES, len(places), _PIECES, -1)
+        for index in range(2 * _PIECES - 1):
+            pairs = [(i, index - i) for i in range(_PIECES) if 0 <= index - i < _PIECES]
+            number, turn = sum(products[i, :, j] for i, j in pairs), _PIECE_BITS * index % 61
+            total += (number << np.uint64(turn) & _P) + (number >> np.uint64(61 - turn))  # five below 2^61 + 2^55
         total = (total & _P) + (total >> _61)
-        total -= _P * (total >= _P)
-    return total
+    return total - _P * (total >= _P)
+
+
+def _powers(places: NDArray[np.uint64], terms: int) -> NDArray[np.uint64]:
+    """Return each place to the powers 0 to ``terms - 1``: twice as many in each step."""
+    powers, last = np.ones((len(places), 1), np.uint64), places[:, None]
+    while powers.shape[1] < terms:
+        powers = np.concatenate([powers, _multiply(powers, last)], axis=1)
+        last = _multiply(last, last)
+    return powers[:, :terms]
+
+
+def _multiply(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the products modulo p of numbers below p.
+
+    Of halves of 30 and 31 bits: 2^62 is 2 modulo p, and the middle times 2^31 is turned by 31 of 61 bits. All of it is
+    below 2^64; its bits from 61 on count 1 each, which leaves less than 2 p.
+    """
+    a1, a0, b1, b0 = a >> _31, a & _HALF, b >> _31, b & _HALF
+    middle = a1 * b0 + a0 * b1
+    total: NDArray[np.uint64] = (a1 * b1 << _1) + (middle >> _30) + ((middle & _LOW) << _31) + a0 * b0
+    total = (total & _P) + (total >> _61)
+    return total - _P * (total >= _P)
+
+
+def _pieces(numbers: NDArray[np.uint64]) -> list[NDArray[np.float64]]:
+    return [(numbers >> np.uint64(_PIECE_BITS * index) & _PIECE).astype(np.float64) for index in range(_PIECES)]
 
 
 @lru_cache(maxsize=64)

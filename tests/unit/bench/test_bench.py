@@ -39,7 +39,9 @@ def test_target_compares_with_its_bound(value: float | None, bound: str, met: bo
 
 
 def test_an_unknown_bench_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="bench 'nosuch': expected one of engines, evaluation, privacy, or all"):
+    with pytest.raises(
+        ConfigError, match="bench 'nosuch': expected one of engines, evaluation, privacy, secagg, or all"
+    ):
         bench.run("nosuch", console=Console(quiet=True))
 
 

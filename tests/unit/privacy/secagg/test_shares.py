@@ -40,6 +40,20 @@ def test_polynomials_are_exact_where_words_are_largest() -> None:
     assert found.tolist() == expected
 
 
+def test_polynomials_of_many_terms_are_exact() -> None:
+    p, terms = shares.PRIME, 5000
+    for coefficients in (
+        np.full(terms, p - 1, np.uint64),
+        np.arange(terms, dtype=np.uint64) * np.uint64(460_000_000_000),
+    ):
+        for x in (1, 2, shares.LARGEST_PLACE):
+            expected = 0
+            for coefficient in coefficients[::-1].tolist():
+                expected = (expected * x + coefficient) % p
+            found = shares.evaluate(coefficients[:, None], np.array([x], np.uint64))
+            assert found.tolist() == [[expected]]
+
+
 @pytest.mark.parametrize(("threshold", "count"), [(2, 2), (2, 3), (3, 5), (5, 5)])
 def test_any_threshold_of_shares_gives_the_secret_and_fewer_do_not(threshold: int, count: int) -> None:
     places = [7, 1, 2**31 - 1, 12, 3][:count]
