@@ -29,7 +29,7 @@ from cloister.clients.request import config_of, plan_of
 from cloister.clients.site import Site
 from cloister.clients.state import ClientState
 from cloister.clients.task import Round, Task, Update
-from cloister.errors import ConfigError, WeightsError
+from cloister.errors import ConfigError, ReleaseError, WeightsError
 from cloister.flower import NDArray, allocate, array_record, tensors, views
 from cloister.models.spec import Group, check_groups, released
 from cloister.randomness import SeedTree
@@ -207,6 +207,12 @@ def train(message: Message, context: Context) -> Message:
     if update.events:
         content[ACCOUNT] = ConfigRecord({"events": json.dumps([event.values() for event in update.events])})
     return Message(content, reply_to=message)
+
+
+@app.query("secure")
+def secure(message: Message, context: Context) -> Message:
+    """Never called: the gate answers messages of secure sums, which need nothing of an app."""
+    raise ReleaseError("secure sum: expected the gate to answer, found none around this app; keep mods=[gate]")
 
 
 @app.evaluate()

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -24,12 +25,13 @@ from flwr.clientapp.typing import ClientAppCallable
 from cloister.clients import stages
 from cloister.clients.noise import noise_of
 from cloister.clients.request import Request
+from cloister.clients.secure import Part
 from cloister.clients.site import Account, Site
 from cloister.errors import CloisterError, ConfigError, PlanError, PrivacyError, ReleaseError
 from cloister.privacy.events import Event
 from cloister.privacy.noise import NoiseSource
 
-RELEASE_KINDS = frozenset({"arrays", "metrics", "centres", "control", "head"})
+RELEASE_KINDS = frozenset({"arrays", "masked", "metrics", "centres", "control", "head"})
 ACCOUNT = "account"  # the record in which the app tells the gate what its private steps cost; it goes no further
 
 
@@ -56,15 +58,19 @@ def _released(site: Site, message: Message, context: Context, call_next: ClientA
         try:
             policy.admit(request)
             request.check()
+            if request.kind == "query":  # keys, shares and signatures; the vector leaves below, and is written down
+                return Part.of(site, request, policy.limits()).answer(message)
             if (sent := account.sent_before()) is not None:
                 return sent
             account.admit()
         except PrivacyError as error:
             account.refuse(error)
             raise
-        noisy_here = request.plan.local or request.plan.centres is not None
+        plan = request.plan
+        noisy_here = plan.local or plan.centres is not None or plan.secure is not None
         noise = noise_of(site.folder, request.run, request.round) if noisy_here else None
-        content, spent, staged = _answer(site, request, message, context, call_next, noise)
+        seal = partial(Part.of(site, request, policy.limits()).masked, message) if plan.secure else None
+        content, spent, staged = _answer(site, request, message, context, call_next, noise, seal)
         check_release(message, content, request)
         return account.settle(content, (*(spent or account.of_weights()), *staged))
 
@@ -76,6 +82,7 @@ def _answer(
     context: Context,
     call_next: ClientAppCallable,
     noise: NoiseSource | None,
+    seal: stages.Seal | None,
 ) -> tuple[RecordDict, tuple[Event, ...], tuple[Event, ...]]:
     """Return what the app made after the plan's stages, the events of private steps, and those of noised centres."""
     try:
@@ -86,11 +93,12 @@ def _answer(
     except (ConfigError, PrivacyError):
         raise
     except Exception as error:
-        if not request.plan.noisy or request.plan.private_steps or request.kind != "train":
+        quiet = request.plan.noisy or request.plan.secure is not None
+        if not quiet or request.plan.private_steps or request.kind != "train":
             raise
         site.log(request.round, type(error).__name__, error)
         content, spent = stages.zero(message.content.array_records["arrays"]), ()
-    staged, events = stages.staged(request, content, noise)
+    staged, events = stages.staged(request, content, noise, seal)
     return staged, spent, events
 
 

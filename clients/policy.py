@@ -22,6 +22,8 @@ import cloister
 from cloister.config import Config
 from cloister.errors import ConfigError, PolicyError
 from cloister.privacy.events import Relation, Unit
+from cloister.privacy.secagg.parameters import Server
+from cloister.privacy.secagg.terms import Limits
 from cloister.privacy.settings import Budget
 
 SIMULATION = "simulation"
@@ -29,6 +31,9 @@ SIMULATION = "simulation"
 
 # bench/ is not here: an app bundle does not carry it, and the digest must be the same in every layout.
 _PACKAGES = ("clients", "datasets", "models", "privacy", "server", "simulations", "strategies")
+
+_KINDS = ("train", "evaluate", "query")
+_MOST = 1 - 2.0**-10  # of a cohort that may be missing where nobody says
 
 AnyUnit = Annotated[Unit, Field(strict=False)]
 AnyRelation = Annotated[Relation, Field(strict=False)]
@@ -38,11 +43,11 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Asked(Protocol):
     """What a policy needs to know about a request.
 
-    ``kind``: "train" or "evaluate". ``unit``, ``relation``: what the plan protects. ``noisy``: whether the plan adds
-    noise at all; ``noise_multiplier``: how much, relative to the sensitivity; ``central``: whether the server adds it,
-    to updates that leave the client clipped and bare. ``norm``: the clip bound, inf for none. ``round`` of ``rounds``.
-    ``kinds``: everything that would leave. ``server``: the identity in the node's configuration. ``code``: the
-    app's :func:`code_digest`.
+    ``kind``: "train", "evaluate" or "query". ``unit``, ``relation``: what the plan protects. ``noisy``: whether the
+    plan adds noise at all; ``noise_multiplier``: how much, relative to the sensitivity; ``central``: whether the server
+    adds it, to updates that leave the client clipped and bare. ``norm``: the clip bound, inf for none. ``round`` of
+    ``rounds``. ``kinds``: everything that would leave. ``server``: the identity in the node's configuration. ``code``:
+    the app's :func:`code_digest`.
     """
 
     @property
@@ -73,6 +78,26 @@ class Asked(Protocol):
     def code(self) -> str: ...  # noqa: D102
 
 
+class SecureRules(Config):
+    """The keys of ``[secure]``: what a site asks of secure sums.
+
+    ``required``: the server may see nothing but sums. ``minimum_cohort``, ``most_dropouts``, ``least_adversaries``,
+    ``weakest_server``: see :class:`~cloister.privacy.secagg.terms.Limits`.
+    """
+
+    required: bool = False
+    minimum_cohort: Annotated[int, Field(ge=3)] = 3
+    most_dropouts: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    least_adversaries: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weakest_server: Annotated[Server, Field(strict=False)] = Server.MALICIOUS
+
+    @property
+    def limits(self) -> Limits:
+        """What every session of this site is held to."""
+        values = self.model_dump(exclude={"required"})
+        return Limits(**{**values, "weakest_server": self.weakest_server})
+
+
 class Rules(Config):
     """The keys of a policy file.
 
@@ -80,8 +105,8 @@ class Rules(Config):
     largest clip bound (inf: any). ``noise_floor``: smallest noise multiplier. ``max_rounds``: most rounds of one run.
     ``relations``: default all three. ``code_sha256``: accepted versions of the app; without the key, any.
     ``allow_without_noise``, ``allow_central`` (the server adds the noise, and sees updates without it),
-    ``allow_evaluation``: default false. ``budget``: one table per unit, over all runs; if there is one, every unit
-    needs one.
+    ``allow_evaluation``: default false. ``secure``: what is asked of secure sums; without the table there are none.
+    ``budget``: one table per unit, over all runs; if there is one, every unit needs one.
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -96,6 +121,7 @@ class Rules(Config):
     allow_without_noise: bool = False
     allow_central: bool = False
     allow_evaluation: bool = False
+    secure: SecureRules | None = None
     budget: dict[AnyUnit, Budget] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -157,6 +183,20 @@ class Policy:
         """Return the most that one ``unit`` may lose over all runs, or None if the owner set no bound."""
         return self.rules.budget.get(unit) if self.rules else None
 
+    def limits(self) -> Limits:
+        """Return what the owner asks of secure sums; in a simulation, nothing that the plan does not ask itself.
+
+        Raises :class:`PolicyError` for a site that takes part in none.
+        """
+        if self.rules is None:
+            return Limits(minimum_cohort=2, most_dropouts=_MOST, least_adversaries=0.0, weakest_server=Server.CURIOUS)
+        if self.rules.secure is None:
+            raise PolicyError(
+                f"policy {self.source}: expected a table [secure], found none, so this site takes part in no secure "
+                "sum; the site's owner adds it"
+            )
+        return self.rules.secure.limits
+
     def admit(self, request: Asked) -> None:
         """Raise :class:`PolicyError` with every reason if any part of the request is weaker than the policy.
 
@@ -181,7 +221,14 @@ def _checks(rules: Rules, asked: Asked) -> list[tuple[str, bool]]:
     extra = sorted(_short(kind) for kind in asked.kinds - set(rules.release_kinds))
     rounds = f"expected rounds 1 to {rules.max_rounds} at most"
     return [
-        (f"kind: expected train or evaluate, found {_short(asked.kind)}", asked.kind not in ("train", "evaluate")),
+        (f"kind: expected one of {', '.join(_KINDS)}, found {_short(asked.kind)}", asked.kind not in _KINDS),
+        (
+            "updates that are not summed securely are not allowed",
+            rules.secure is not None
+            and rules.secure.required
+            and asked.kind == "train"
+            and "masked" not in asked.kinds,
+        ),
         ("evaluation is not allowed", asked.kind == "evaluate" and not rules.allow_evaluation),
         (f"task {_short(asked.task)} is not allowed", asked.task not in rules.tasks),
         (f"unit {_short(asked.unit)} is not allowed", asked.unit not in rules.units),

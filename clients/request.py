@@ -13,6 +13,7 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from cloister.clients.policy import code_digest
 from cloister.errors import ConfigError, PlanError
 from cloister.flower import array_record, dump, view
+from cloister.privacy.carried import QUERY
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.plan import Plan
 from cloister.privacy.settings import ClipKind
@@ -23,9 +24,9 @@ from cloister.privacy.soundness import unsound
 class Request:
     """One message as the site policy and the ledger see it.
 
-    ``kind``: "train" or "evaluate". ``run`` names the run, ``round`` counts from 1 to ``rounds``. ``kinds``: what the
-    client is asked to release. ``norm``: the clip bound in force (infinite where nothing is clipped). ``server``: who
-    the client is connected to, as the client itself knows it.
+    ``kind``: "train", "evaluate", or "query" for a message of a secure sum. ``run`` names the run, ``round`` counts
+    from 1 to ``rounds``. ``kinds``: what the client is asked to release. ``norm``: the clip bound in force (infinite
+    where nothing is clipped). ``server``: who the client is connected to, as the client itself knows it.
     """
 
     kind: str
@@ -71,6 +72,11 @@ class Request:
         return self.plan.central
 
     @property
+    def run_digest(self) -> str:
+        """SHA-256 (hex) of the run's name: one for a file."""
+        return hashlib.sha256(self.run.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
     def code(self) -> str:
         """SHA-256 of the code that would run."""
         return code_digest()
@@ -85,9 +91,12 @@ class Request:
         """Return what ``message`` asks for; raises :class:`ConfigError` or :class:`PlanError` where that is unclear."""
         config = config_of(message)
         plan = plan_of(config)
-        kind = str(message.metadata.message_type).split(".")[0]
-        if kind not in ("train", "evaluate"):
-            raise ConfigError(f"message: expected one of type train or evaluate, found {kind!r}")
+        found = str(message.metadata.message_type)
+        kind = "query" if found == QUERY and plan.secure else found.partition(".")[0]
+        if kind not in ("train", "evaluate") and found != QUERY:
+            raise ConfigError(f"message: expected one of type train or evaluate, found {found!r}")
+        if found == QUERY and plan.secure is None:
+            raise ConfigError("message of a secure sum: expected a plan with [plan.secure] beside it, found none")
         asked = frozenset(map(str, config.get("releases", ())))
         number = int(config["server-round"])
         return cls(
@@ -97,10 +106,18 @@ class Request:
             round=number,
             rounds=max(int(config.get("rounds", number)), number),
             plan=plan,
-            kinds=frozenset({"metrics"}) if kind == "evaluate" else asked | {"arrays", "metrics"},
+            kinds=_released(kind, plan) | (asked if kind == "train" else frozenset()),
             norm=_bound(plan, config),
             server=server,
         )
+
+
+def _released(kind: str, plan: Plan) -> frozenset[str]:
+    """Return the kinds of what leaves whatever was asked for."""
+    if kind == "evaluate":
+        return frozenset({"metrics"})
+    weights = "arrays" if plan.secure is None else "masked"
+    return frozenset({weights, "metrics"}) if kind == "train" else frozenset({weights})
 
 
 def config_of(message: Message) -> dict[str, Any]:
@@ -139,12 +156,8 @@ def _plan(text: str) -> Plan:
 
 
 def _bound(plan: Plan, config: Mapping[str, Any]) -> float:
-    if plan.clip is None:
-        return math.inf
-    if plan.clip.per_layer:
-        return math.hypot(*plan.clip.per_layer.values())
-    if plan.clip.kind is not ClipKind.ADAPTIVE:  # else a message could state one bound and have another carried out
-        return plan.clip.bound
+    if plan.clip is None or plan.clip.kind is not ClipKind.ADAPTIVE:
+        return plan.clip_norm  # else a message could state one bound and have another carried out
     bound = float(config.get("clip-bound", plan.clip.bound))
     if not (math.isfinite(bound) and bound > 0):
         raise PlanError(f"clip-bound in the message: expected a positive number, found {bound}")

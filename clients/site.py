@@ -25,12 +25,14 @@ class Site:
 
     ``folder``: its private memory (None: it has none). ``rules``: the policy's file, or the word by which a simulator
     says that whoever runs it owns all clients. ``server``: whom the node is connected to, in the owner's words.
+    ``roster``: the file that says with whom this client may sum (see :mod:`cloister.privacy.roster`).
     """
 
     client: str
     folder: Path | None
     rules: str
     server: str
+    roster: str = ""
 
     @classmethod
     def of(cls, context: Context) -> "Site":
@@ -47,6 +49,7 @@ class Site:
             folder=Path(str(state)) / client if state else None,
             rules=SIMULATION if simulated else str(node.get("policy", "")),
             server=str(node.get("server", "")),
+            roster=str(node.get("roster", "")),
         )
 
     def policy(self) -> Policy:
@@ -81,7 +84,7 @@ class Account:
         A site with a policy of its own always keeps them. In a simulation they are kept where the noise is added at
         the client: otherwise they are the server's. Raises :class:`PrivacyError` for a client without a folder.
         """
-        if policy.simulated and not request.plan.local:
+        if policy.simulated and not (request.plan.local or request.plan.distributed):
             return cls(site, request, policy, "", None)
         if site.folder is None:
             raise PrivacyError("ledger: expected a state folder, found none; set `state` in the node's configuration")
@@ -120,7 +123,7 @@ class Account:
         if request.kind == "evaluate":  # its metrics are made of the records themselves
             return (Event(kind=EventKind.NONE, unit=plan.unit, relation=plan.relation),)
         last = self.ledger.last_round(request.run) if self.ledger else 0
-        return plan.increment(request.round - 1 if plan.local else last, request.round)
+        return plan.increment(last if plan.central else request.round - 1, request.round)
 
     def of_weights(self) -> tuple[Event, ...]:
         """Return what of :meth:`planned` is for the weights alone: centres are written down as they are noised."""

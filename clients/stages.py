@@ -6,7 +6,7 @@ covers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -19,59 +19,104 @@ from cloister.privacy.events import Event
 from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
+from cloister.privacy.secagg.masks import Words
+from cloister.privacy.summing import RoundSum
+
+Seal = Callable[[Mapping[str, NDArray], Words], ArrayRecord]
+"""Returns what leaves in place of arrays: their encoded vector, masked."""
 
 
-def staged(request: Request, content: RecordDict, noise: NoiseSource | None) -> tuple[RecordDict, tuple[Event, ...]]:
+def staged(
+    request: Request, content: RecordDict, noise: NoiseSource | None, seal: Seal | None = None
+) -> tuple[RecordDict, tuple[Event, ...]]:
     """Return what may leave of ``content``, and the events of what was noised here.
 
     Arrays are changed in place. ``noise``: the client's for this round; None where the plan adds none at clients.
+    ``seal``: puts a vector under this round's masks, where the plan has a secure sum.
     """
     plan = request.plan
     arrays, centres = content.get("arrays"), content.get("centres")
-    bit: float | None = None
+    kept = RecordDict() if plan.noisy or plan.secure else content
+    update: _Update | None = None
     if isinstance(arrays, ArrayRecord):
-        bit = _update(plan, request.norm, views(arrays), _examples(content), noise)
+        update = _Update(request, views(arrays), _examples(content), noise, seal)
+        update.carry_out()
+        kept.pop("arrays", None)
+        kept.update({"arrays": arrays} if update.masked is None else {"masked": update.masked})
     events = tuple[Event, ...]()
-    if isinstance(centres, ArrayRecord) and (plan.noisy or plan.centres is not None):
-        content["centres"], events = noised(plan, views(centres), noise)
-    if not plan.noisy:
-        return content, events
-    kept = {kind: content[kind] for kind in ("arrays", "centres") if kind in content}
-    return RecordDict({**kept, "metrics": _public(plan, bit)}), events
+    if isinstance(centres, ArrayRecord):
+        if plan.noisy or plan.centres is not None:
+            centres, events = noised(plan, views(centres), noise)
+        kept["centres"] = centres
+    if kept is not content:
+        kept["metrics"] = _public(plan, update.bit if update and plan.central and not plan.secure else None)
+    return kept, events
 
 
-def _update(
-    plan: Plan, bound: float, arrays: Mapping[str, NDArray], examples: int, noise: NoiseSource | None
-) -> float | None:
-    """Carry out the stages on the changes, in place; return the un-clipped bit where the plan has it leave.
+class _Update:
+    """The weights' changes on their way out. ``bit``: the un-clipped one; ``masked``: what leaves in their place."""
 
-    ``bound``: the clip bound in force.
-    """
-    bit: float | None = None
-    unclipped = 0.5
-    for stage in plan.client_stages():
-        match stage.name:
-            case "clip-flat" | "clip-per-layer":
-                unclipped = _clip(arrays, stage.bounds)
-            case "clip-adaptive":
-                unclipped = _clip(arrays, {"": bound})
-            case "bit":
-                bit = unclipped
-            case "weight":
-                for values in arrays.values():
-                    values *= values.dtype.type(min(max(examples, 0) / stage["cap"], 1.0))
-            case "noise":
-                _add_noise(arrays, stage["noise"] * bound, noise)
-            case "unit-steps" | "record-steps" | "centres":  # done in training, and on another release
-                continue
-            case other:
-                raise ReleaseError(f"expected stages that clients know, found {other!r}; nothing leaves")
-    return bit
+    def __init__(
+        self,
+        request: Request,
+        arrays: Mapping[str, NDArray],
+        examples: int,
+        noise: NoiseSource | None,
+        seal: Seal | None,
+    ) -> None:
+        self.request, self.arrays, self.examples = request, arrays, examples
+        self.noise, self.seal = noise, seal
+        self.bit: float | None = None
+        self.masked: ArrayRecord | None = None
+        self._vector: Words | None = None
+
+    def carry_out(self) -> None:
+        """Do what the plan's stages say, in their order; raises :class:`ReleaseError` for one that is not known."""
+        bound, unclipped = self.request.norm, 0.5
+        for stage in self.request.plan.client_stages():
+            match stage.name:
+                case "clip-flat" | "clip-per-layer":
+                    unclipped = _clip(self.arrays, stage.bounds)
+                case "clip-adaptive":
+                    unclipped = _clip(self.arrays, {"": bound})
+                case "bit":
+                    self.bit = unclipped
+                case "weight":
+                    for values in self.arrays.values():
+                        values *= values.dtype.type(self._weight(stage["cap"]) / stage["cap"])
+                case "noise":
+                    _add_noise(self.arrays, stage["noise"] * bound, self.noise)
+                case "encode" | "encode-skellam" | "encode-discrete-gaussian":
+                    self._encode(self._weight(stage["cap"]) if stage["cap"] else 1.0)
+                case "mask":
+                    self._mask()
+                case "unit-steps" | "record-steps" | "centres":  # done in training, and on another release
+                    continue
+                case other:
+                    raise ReleaseError(f"expected stages that clients know, found {other!r}; nothing leaves")
+
+    def _weight(self, cap: float) -> float:
+        return float(min(max(self.examples, 0), cap))
+
+    def _encode(self, weight: float) -> None:
+        if self.noise is None:
+            raise ReleaseError("secure sum: expected the client's noise, to round by, found none")
+        request = self.request
+        shapes = {name: values.shape for name, values in self.arrays.items()}
+        part = RoundSum(plan=request.plan, run=request.run, number=request.round, shapes=shapes, clip=request.norm)
+        source = self.noise.fork("encode")
+        self._vector = part.encode(self.arrays, source, weight=weight, bit=self.bit or 0.0)
+
+    def _mask(self) -> None:
+        if self._vector is None or self.seal is None:
+            raise ReleaseError("secure sum: expected an encoded vector and a session, found none; nothing leaves")
+        self.masked = self.seal(self.arrays, self._vector)
 
 
 def _clip(arrays: Mapping[str, NDArray], bounds: Mapping[str, float]) -> float:
-    clipped = clipping.clip_per_layer(arrays, bounds)
-    for name, values in arrays.items():
+    reals = {name: values for name, values in arrays.items() if values.dtype.kind == "f"}
+    clipped = clipping.clip_per_layer(reals, bounds)  # counters of buffers, which no plan with noise lets out, stay
+    for name, values in reals.items():
         values[...] = clipped.values[name]
     return clipped.bit
 

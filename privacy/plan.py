@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -24,6 +25,7 @@ from cloister.privacy.settings import (
     Matrix,
     Mechanism,
     Sampled,
+    Secure,
     Table,
     Trust,
     Weighting,
@@ -44,7 +46,7 @@ class Plan(Table):
     ``rounds``: of the run, 0 for the experiment's. ``clients``: the most clients that one unit can be on.
     ``noise_multiplier``: standard deviation of the noise divided by what one unit changes under ``relation``; 0 for
     :meth:`calibrate` to find it. ``weighting``, ``weight_cap``: a client's weight is 1, or the smaller of 1 and its
-    records divided by the cap. ``robust``: a rule in place of the mean.
+    records divided by the cap. ``robust``: a rule in place of the mean. ``secure``: the server learns sums alone.
     Without keys a plan noises nothing and claims nothing.
 
     Raises :class:`~cloister.errors.ConfigError` for unknown keys and wrong types, :class:`PlanError` for values that
@@ -71,6 +73,7 @@ class Plan(Table):
     clip: Clip | None = None
     matrix: Matrix | None = None
     centres: Centres | None = None
+    secure: Secure | None = None
     budget: Budget | None = None
 
     @classmethod
@@ -121,6 +124,18 @@ class Plan(Table):
     def local(self) -> bool:
         """Whether noise is added before anything leaves a client."""
         return self.noisy and self.trust is Trust.LOCAL
+
+    @property
+    def distributed(self) -> bool:
+        """Whether each client adds a share of the noise, of which the secure sum is enough."""
+        return self.noisy and self.trust is Trust.DISTRIBUTED
+
+    @property
+    def clip_norm(self) -> float:
+        """L2 norm of everything that is clipped together, at the start; infinite where nothing is clipped."""
+        if self.clip is None:
+            return math.inf
+        return math.hypot(*self.clip.per_layer.values()) if self.clip.per_layer else self.clip.bound
 
     @property
     def spread(self) -> float:
@@ -218,6 +233,10 @@ class Plan(Table):
         values: dict[str, Any] = {"sampler": Sampler.ALL, "count": count}
         if self.mechanism is Mechanism.MATRIX:
             values["count"] = 1
+        elif self.distributed:
+            from cloister.privacy.summing import shares_of  # it reads plans
+
+            return [replace(shares_of(self).event(), count=count)]
         elif self.private_steps or self.trust is Trust.CENTRAL:
             values |= self._sampling(count * (self.steps if self.private_steps else 1))
         return [
@@ -280,6 +299,13 @@ def _contradictions(plan: Plan) -> dict[str, bool]:
         "weight_cap: expected a positive number of records for weighting capped, found 0": plan.weighting
         is Weighting.CAPPED
         and plan.weight_cap == 0,
+        "secure: expected a [plan.secure] under trust distributed, of whose sum alone the noise is enough": plan.trust
+        is Trust.DISTRIBUTED
+        and plan.secure is None,
+        "secure.norm: expected a positive number, found 0; it bounds vectors that no [plan.clip] bounds": plan.secure
+        is not None
+        and plan.secure.norm == 0
+        and (clip is None or plan.local),
         "clip.kind: expected a bound that stays, found adaptive under mechanism matrix, whose noise of one round "
         "covers others; set clip.kind = 'flat'": clip is not None
         and clip.kind is ClipKind.ADAPTIVE

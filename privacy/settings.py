@@ -1,11 +1,12 @@
 """The tables of a privacy plan: clip, matrix, centres, budget, and the words that a plan chooses from."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from cloister.config import Config
+from cloister.privacy.secagg.parameters import Server
 
 
 class Mechanism(StrEnum):
@@ -22,10 +23,15 @@ class Mechanism(StrEnum):
 
 
 class Trust(StrEnum):
-    """Who adds the noise: ``CENTRAL``, a server that sees single clipped updates; ``LOCAL``, each client."""
+    """Who adds the noise.
+
+    ``CENTRAL``: the server, which sees single clipped updates, or their secure sum. ``LOCAL``: each client, enough for
+    itself. ``DISTRIBUTED``: each client a share, of which only the secure sum is enough.
+    """
 
     CENTRAL = "central"
     LOCAL = "local"
+    DISTRIBUTED = "distributed"
 
 
 class Sampled(StrEnum):
@@ -97,6 +103,26 @@ class Matrix(Table):
     buffers: PositiveInt = 3
     separation: PositiveInt = 1
     participations: NonNegativeInt = 0
+
+
+class Secure(Table):
+    """Secure aggregation: the server learns the sum of a round's vectors, and no single one.
+
+    ``adversaries``, ``dropouts``: the shares of a cohort that may collude with the server, and that may drop out.
+    ``server``: what it may do; see :class:`~cloister.privacy.secagg.parameters.Server`. ``minimum``: the fewest clients
+    that a sum may be over. ``bits``: sums are modulo 2^bits. ``norm``: L2 norm to which vectors are bounded so that
+    they fit, 0 for that of the clip. ``noise``: what a client's share is drawn from, under distributed trust. ``size``:
+    numbers in a vector, 0 for those of the experiment's model.
+    """
+
+    adversaries: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropouts: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    server: Annotated[Server, Field(strict=False)] = Server.MALICIOUS
+    minimum: Annotated[int, Field(ge=3)] = 3
+    bits: Annotated[int, Field(ge=8, le=32)] = 32
+    norm: NonNegativeFloat = 0.0
+    noise: Literal["skellam", "discrete-gaussian"] = "skellam"
+    size: NonNegativeInt = 0
 
 
 class Centres(Table):

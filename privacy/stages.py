@@ -22,10 +22,12 @@ class Stage:
 
     Client: ``unit-steps`` or ``record-steps`` (steps, noise_multiplier, records, divisor), ``clip-flat``,
     ``clip-adaptive``, ``clip-per-layer``, ``bit`` (the un-clipped bit, beside the update), ``weight`` (cap), ``noise``
-    (noise), ``centres`` (bound, noise_multiplier, count_multiplier, contributions, least).
-    Server: ``robust-RULE``, ``noise`` (noise), ``noise-banded``, ``noise-blt``, ``noise-tree`` (noise, and the numbers
-    of :class:`~cloister.privacy.settings.Matrix`), ``divide`` (by), ``adapt-clip`` (quantile, learning_rate,
-    bits_noise, cohort).
+    (noise), ``centres`` (bound, noise_multiplier, count_multiplier, contributions, least), and for a secure sum
+    ``encode``, ``encode-skellam`` or ``encode-discrete-gaussian`` (cap: of weights that are summed too, 0 without),
+    then ``mask`` (bits).
+    Server: ``unmask``, ``decode``, ``robust-RULE``, ``noise`` (noise), ``noise-banded``, ``noise-blt``, ``noise-tree``
+    (noise, and the numbers of :class:`~cloister.privacy.settings.Matrix`), ``divide`` (by), ``adapt-clip`` (quantile,
+    learning_rate, bits_noise, cohort).
     ``bounds``, of steps and clips: L2 bound by name prefix, ``{"": C}`` for a flat one (adaptive: the first).
     ``noise`` is a standard deviation in units of the clip bound in force (per-layer: of the root of the sum of squares;
     matrix: also of the sensitivity of its factor to all rounds of one client), doubled where units are replaced; a
@@ -43,7 +45,7 @@ class Stage:
 
 def client_stages(plan: "Plan") -> tuple[Stage, ...]:
     """Return what a client does under ``plan``, in this order: private steps or clip, weight, noise; then centres."""
-    stages = _clipped(plan, _bounds(plan.clip)) if plan.clip else []
+    stages = [*(_clipped(plan, _bounds(plan.clip)) if plan.clip else ()), *_summed(plan)]
     if plan.centres:
         centres = plan.centres
         numbers = {
@@ -61,10 +63,10 @@ def server_stages(plan: "Plan") -> tuple[Stage, ...]:
     """Return what the server does under ``plan``: a robust rule or the noisy sum over a fixed number, and the clip."""
     if plan.robust:
         return (Stage(name=f"robust-{plan.robust}"),)
-    if not plan.central:
-        return ()
-    stages = [_central_noise(plan), Stage(name="divide", numbers={"by": plan.cohort})]
-    if plan.clip and plan.clip.kind is ClipKind.ADAPTIVE:
+    stages = [Stage(name="unmask"), Stage(name="decode")] if plan.secure else []
+    if plan.central:
+        stages += [_central_noise(plan), Stage(name="divide", numbers={"by": plan.cohort})]
+    if plan.noisy and plan.clip and plan.clip.kind is ClipKind.ADAPTIVE:
         numbers = {
             "quantile": plan.clip.quantile,
             "learning_rate": plan.clip.learning_rate,
@@ -91,13 +93,22 @@ def _clipped(plan: "Plan", bounds: Mapping[str, float]) -> list[Stage]:
         return [Stage(name="unit-steps" if by_units else "record-steps", numbers=numbers, bounds=bounds)]
     kind = plan.clip.kind if plan.clip else ClipKind.FLAT
     stages = [Stage(name=f"clip-{kind}", bounds=bounds)]
-    if kind is ClipKind.ADAPTIVE and plan.central:  # the server noises the sum of bits; nobody else would
+    if kind is ClipKind.ADAPTIVE and not plan.local:  # noised with the sum; by itself nobody would
         stages.append(Stage(name="bit"))
-    if plan.weighting is Weighting.CAPPED:
+    if plan.weighting is Weighting.CAPPED and (plan.noisy or plan.secure is None):
         stages.append(Stage(name="weight", numbers={"cap": plan.weight_cap}))
     if plan.local:  # whatever the mechanism
         stages.append(Stage(name="noise", numbers={"noise": plan.noise_multiplier * plan.spread}))
     return stages
+
+
+def _summed(plan: "Plan") -> tuple[Stage, ...]:
+    """Return how what was clipped and noised goes into a secure sum."""
+    if plan.secure is None:
+        return ()
+    cap = plan.weight_cap if plan.weighting is Weighting.CAPPED and not plan.noisy else 0.0
+    encode = Stage(name=f"encode-{plan.secure.noise}" if plan.distributed else "encode", numbers={"cap": cap})
+    return (encode, Stage(name="mask", numbers={"bits": plan.secure.bits}))
 
 
 def _central_noise(plan: "Plan") -> Stage:

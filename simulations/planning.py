@@ -1,21 +1,30 @@
 """From an experiment's ``[plan]`` to the plan that server and clients carry out, or to the reasons against it."""
 
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloister.clients.secure import identity_of
 from cloister.clients.task import Task
 from cloister.errors import PlanError, PrivacyError
-from cloister.models.spec import Group
+from cloister.models.spec import Group, released
 from cloister.privacy.events import Sampler, Unit
 from cloister.privacy.facts import Facts
 from cloister.privacy.plan import Plan
+from cloister.privacy.roster import Roster
+from cloister.privacy.secagg.parameters import derive
+from cloister.privacy.summing import shares_of
+from cloister.randomness import SeedTree
 from cloister.server.book import Book
 from cloister.simulations.experiment import Experiment
+from cloister.simulations.record import write_whole
 from cloister.strategies.base import BaseStrategy
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.robust import Robust
+from cloister.strategies.secure import SecureAggregation
 
 _OBJECTIVES = {"moon": ("moon",), "fedrcl": ("fedrcl",), "fedprox": (), "scaffold": ("scaffold",)}
 
@@ -36,12 +45,23 @@ def plan_of(experiment: Experiment, task: Task[Any]) -> Plan:
         open_values["population"] = count
     if given.unit in (Unit.SESSION, Unit.SUBJECT) and "clients" not in experiment.plan:
         open_values["clients"] = count
+    if given.secure is not None and given.secure.size == 0:
+        secure = {**given.secure.model_dump(mode="json"), "size": _size(task)}
+        experiment = experiment.model_copy(update={"plan": {**experiment.plan, "secure": secure}})
+        given = Plan.of(experiment.plan, "plan")
     plan = Plan.of({**open_values, **{key: value for key, value in given.values().items() if key in experiment.plan}})
     if plan.noisy and plan.noise_multiplier == 0:
         if plan.budget is None:
             raise PlanError("plan: expected noise_multiplier, or a [plan.budget] to find it from, found neither")
         plan = plan.calibrate(plan.budget.epsilon, plan.budget.delta, rounds=plan.rounds)
     return plan
+
+
+def _size(task: Task[Any]) -> int:
+    """Return how many numbers a client of this task sends: what its model shares."""
+    model = task.spec.build(SeedTree(experiment="size", seed=0).torch(purpose="model"))
+    entries = model.state_dict()
+    return sum(entries[name].numel() for name in released(task.spec.groups(model)))
 
 
 def check(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStrategy) -> None:
@@ -60,9 +80,25 @@ def check(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
             f"strategy {experiment.strategy.name} uses replies in other ways than by their noisy mean; instead: "
             "strategy fedavg, or a plan with trust local"
         )
+    refusals += _unsummable(plan)
     if refusals:
         lines = "".join(f"\n  {number}. {text}" for number, text in enumerate(refusals, 1))
         raise PlanError(f"the plan does not hold for experiment {experiment.name}:{lines}")
+
+
+def _unsummable(plan: Plan) -> list[str]:
+    """Return why no graph and threshold protect this plan's cohort."""
+    if plan.secure is None:
+        return []
+    secure = plan.secure
+    rates: dict[str, Any] = {"adversaries": secure.adversaries, "dropouts": secure.dropouts, "server": secure.server}
+    try:
+        derive(math.ceil(plan.cohort or plan.population), **rates)
+        if plan.distributed:
+            shares_of(plan)
+    except PrivacyError as error:
+        return [str(error.args[0])]
+    return []
 
 
 def facts(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStrategy) -> Facts:
@@ -89,6 +125,7 @@ def facts(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
         evaluation=config.evaluate_fraction > 0,
         selection=bool(experiment.selection),
         robust=config.name if isinstance(strategy, Robust) else "",
+        aggregation="plain" if plan.secure is None else "secure",
     )
 
 
@@ -102,6 +139,35 @@ def central_privacy(plan: Plan, folder: Path | None, run: str, task: str) -> Cen
         )
     book = Book(folder, run=run, plan=plan, task=task)
     return CentralPrivacy(plan=plan, noise=book.noise, settle=book.settle)
+
+
+def secure_aggregation(
+    plan: Plan, folder: Path | None, run: str, clients: Sequence[str], deadline_s: float
+) -> SecureAggregation | None:
+    """Return the server's part of a plan in which it sees sums alone; clients keep their memory beside ``folder``."""
+    if plan.secure is None:
+        return None
+
+    def roster() -> Roster:
+        if folder is None:
+            raise PrivacyError("plan: expected a run folder with the clients' roster, found none; use `cloister run`")
+        return Roster.load(simulated_roster(folder.parent / "clients", clients))
+
+    return SecureAggregation(
+        plan=plan, run=run, roster=roster, deadline_s=deadline_s, clock=time.monotonic, sleep=time.sleep
+    )
+
+
+def simulated_roster(state: Path, clients: Sequence[str]) -> Path:
+    """Return the roster of a simulation's clients, whose memory lies under ``state``: made once, identities included.
+
+    Whoever runs a simulation owns all clients. Sites of a real federation get their roster from whom they trust.
+    """
+    path = state / "roster.json"
+    if not path.is_file():
+        keys = {name: identity_of(state / name).public for name in clients}
+        write_whole(path, Roster(keys).text().encode())
+    return path
 
 
 def as_text(plan: Plan, given: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from cloister.simulations.origin import under
 from cloister.strategies.base import BaseStrategy
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.registry import build
+from cloister.strategies.secure import SecureAggregation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class Prepared:
     evaluator: Evaluator | None
     plan: Plan
 
-    def strategy(self, privacy: CentralPrivacy | None = None) -> BaseStrategy:
-        """Return the experiment's strategy for its model; ``privacy`` is the server's part of a central plan.
+    def strategy(self, privacy: CentralPrivacy | None = None, secure: SecureAggregation | None = None) -> BaseStrategy:
+        """Return the experiment's strategy for its model; ``privacy``, ``secure``: the server's part of the plan.
 
         Raises :class:`ConfigError` for a strategy that does not fit the task, its model or the number of its clients,
         for attackers that are no clients, ``WeightsError`` for initial weights that do not fit the model, and
@@ -61,6 +62,7 @@ class Prepared:
             rows=spec.rows(),
             truth=self.task.truth(seeds),
             privacy=privacy,
+            secure=secure,
         )
         _check_cohort(strategy, len(self.clients))
         attackers(experiment.byzantine, self.clients, seeds)
@@ -79,7 +81,7 @@ class Prepared:
         """Return what the server needs to run this experiment with checkpoints in ``folder``.
 
         ``run`` names the run in ledgers; ``books`` is where the server keeps its own, under a plan in which it adds
-        the noise. Raises what :meth:`strategy` raises.
+        the noise, beside the folder ``clients`` with their memory. Raises what :meth:`strategy` raises.
         """
         experiment = self.experiment
         return Assignment(
@@ -89,7 +91,10 @@ class Prepared:
             task=experiment.task,
             settings=self.settings,
             spec=self.task.spec,
-            strategy=self.strategy(planning.central_privacy(self.plan, books, run, experiment.task)),
+            strategy=self.strategy(
+                planning.central_privacy(self.plan, books, run, experiment.task),
+                planning.secure_aggregation(self.plan, books, run, self.clients, experiment.strategy.quorum.deadline_s),
+            ),
             evaluator=self.evaluator,
             evaluate_every=experiment.evaluate_every,
             folder=folder,
@@ -101,6 +106,8 @@ class Prepared:
     def nodes(self, state: Path | None) -> Nodes:
         """Return the clients as nodes; ``state`` is the folder under which each has its private memory."""
         common = {"data": str(self.data), "policy": SIMULATION, **({"state": str(state.resolve())} if state else {})}
+        if state is not None and self.plan.secure is not None:
+            common["roster"] = str(planning.simulated_roster(state.resolve(), self.clients))
         sites = self.experiment.engine.site_of
         return Nodes(names=self.clients, config=common, site=lambda name: sites.get(name, ""))
 

@@ -16,9 +16,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from cloister.errors import PlanError, QuorumError, RunError
+from cloister.errors import PlanError, QuorumError, RunError, SecureSumError
 from cloister.flower import NDArray, array_record, views
 from cloister.models.spec import Group
+from cloister.privacy.carried import RECORD
 from cloister.randomness import SeedTree
 from cloister.strategies import loop
 from cloister.strategies.cohort import Cohort, assemble, draw
@@ -29,6 +30,7 @@ from cloister.strategies.inbox import Inbox
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.quorum import ending, shortfall
 from cloister.strategies.rounds import RoundResult, StrategyResult, Traffic, means
+from cloister.strategies.secure import MaskedRules, SecureAggregation, SecureMean, SecureRound
 from cloister.strategies.validation import EvaluationRules, Reply, ReplyRules, sizes
 
 _LOG = logging.getLogger("cloister.strategies")
@@ -79,18 +81,26 @@ class BaseStrategy(Strategy):
         seeds: SeedTree,
         exchanges: tuple[Exchange, ...] = (),
         privacy: CentralPrivacy | None = None,
+        secure: SecureAggregation | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Serve a model whose state-dict entries have these ``groups``.
 
         ``pooled``: (mean, variance) buffer names averaged as moments. ``privacy``: the server's part of a plan in which
-        the server adds the noise. ``clock`` gives seconds, ``sleep`` waits for some; tests inject both.
+        the server adds the noise. ``secure``: its part of one in which it sees sums alone. ``clock`` gives seconds,
+        ``sleep`` waits for some; tests inject both.
         """
         if privacy is not None and (exchanges or not self.takes_noise):
             raise PlanError(
                 f"strategy {config.name}: expected a rule that takes the noisy mean of a central plan and nothing "
                 "else, found one that uses replies in other ways; choose fedavg without centres, or trust local"
+            )
+        if secure is not None and (exchanges or not self.takes_noise or pooled):
+            raise PlanError(
+                f"strategy {config.name}: expected a rule that takes the mean of the replies and nothing else under "
+                "[plan.secure], found one that uses single replies, or pools statistics; choose fedavg without "
+                "centres, and a network without pooled statistics"
             )
         self.config = config
         self.groups = dict(groups)
@@ -98,9 +108,11 @@ class BaseStrategy(Strategy):
         self.seeds = seeds
         self.exchanges = exchanges
         self.privacy = privacy
+        self.secure = secure
         self.void_rounds = 0
         self.clock, self.sleep = clock, sleep
         self._open: OpenRound | None = None
+        self._summed: SecureRound | None = None
         self._evaluation: OpenEvaluation | None = None
 
     # What a strategy defines
@@ -138,9 +150,10 @@ class BaseStrategy(Strategy):
 
     def mean(self, number: int, arrays: Mapping[str, NDArray]) -> Fold:
         """Return the mean of round ``number``: the weighted one, or the noisy one of a central privacy plan."""
-        if self.privacy is not None:
-            return self.privacy.fold(number, arrays, self.groups)
-        return MeanFold(arrays, self.pooled, self.weigh)
+        noisy = None if self.privacy is None else self.privacy.fold(number, arrays, self.groups)
+        if self._summed is not None:
+            return SecureMean(self._summed, arrays, noisy)
+        return noisy or MeanFold(arrays, self.pooled, self.weigh)
 
     # Checkpoint and resume
 
@@ -153,6 +166,8 @@ class BaseStrategy(Strategy):
         if self.privacy is not None:
             secret, values["privacy"] = self.privacy.state()
             arrays |= {f"privacy/{name}": array for name, array in secret.items()}
+        if self.secure is not None:
+            values["secure"] = self.secure.state()
         return StrategyState(arrays={name: array.copy() for name, array in arrays.items()}, values=values)
 
     def restore(self, state: StrategyState) -> None:
@@ -172,6 +187,8 @@ class BaseStrategy(Strategy):
             exchange.restore(parts.get(str(index), {}))
         if self.privacy is not None:
             self.privacy.restore(parts.get("privacy", {}), state.values["privacy"])
+        if self.secure is not None:
+            self.secure.restore(state.values["secure"])
         self.void_rounds = int(state.values["void_rounds"])
 
     # Flower's interface
@@ -183,18 +200,22 @@ class BaseStrategy(Strategy):
         current = views(arrays)
         check_model(self.groups, current)
         cohort = self._cohort(grid, server_round)
+        releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
+        scalars = {**self.scalars(), **self._bound()}
+        record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **scalars})
+        if self.secure is not None:
+            self._summed = self.secure.open(grid, server_round, cohort, current, record)
+            cohort = self._summed.cohort
         fold = self.open_fold(server_round, current)
         inbox = self._open_inbox(cohort, arrays, fold)
-        releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
-        bound = {} if self.privacy is None else {"clip-bound": self.privacy.bound}
-        scalars = {**self.scalars(), **bound}
-        record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **scalars})
         contents: dict[str, RecordDict] = {}
         for client in cohort.clients:
             content = RecordDict({"arrays": self.payload(client.name, arrays), "config": record})
             for exchange in self.exchanges:
                 for kind, extra in exchange.outgoing(client.name).items():
                     content[kind] = extra
+            if self._summed is not None:
+                content[RECORD] = self._summed.delivery(client.name)
             contents[client.name] = content
         self._open = OpenRound(
             number=server_round,
@@ -305,15 +326,21 @@ class BaseStrategy(Strategy):
         inbox, cohort = opened.inbox, opened.cohort
         inbox.close(missing)
         # Under central noise the mean of what clients report is a release of its own; the bound in force is not.
-        metrics = means(inbox.outcomes) if self.privacy is None else {"clip-bound": self.privacy.bound}
+        metrics = self._bound() or means(inbox.outcomes)
         arrays = opened.arrays
         void = self._void_reason(opened)
-        self.void_rounds = self.void_rounds + 1 if void else 0
         if not void:
-            finished = finite(opened.fold.finish(), number)
-            arrays = array_record({name: finished[name] for name in arrays})
-            for exchange in self.exchanges:
-                metrics |= exchange.commit(cohort.pool)
+            try:
+                finished = finite(opened.fold.finish(), number)
+            except SecureSumError as error:  # too few were left to open it: nothing was learned
+                void = str(error.args[0])
+                _LOG.warning("round %d is void: %s", number, void)
+            else:
+                arrays = array_record({name: finished[name] for name in arrays})
+                for exchange in self.exchanges:
+                    metrics |= exchange.commit(cohort.pool)
+        self.void_rounds = self.void_rounds + 1 if void else 0
+        self._summed = None
         return RoundResult(
             number=number,
             void=void,
@@ -337,14 +364,18 @@ class BaseStrategy(Strategy):
         current = views(arrays)
         for exchange in self.exchanges:
             exchange.begin(current)
-        rules = ReplyRules(
-            arrays=current,
-            measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
-            variances=variances(self.groups, self.pooled) & set(current),
-            sent=lambda client: self.payload(client, arrays),
-            limits=self._limits(),
-            extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
-            steps=self.needs_steps,
+        rules: ReplyRules | MaskedRules = (
+            MaskedRules()
+            if self.secure
+            else ReplyRules(
+                arrays=current,
+                measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
+                variances=variances(self.groups, self.pooled) & set(current),
+                sent=lambda client: self.payload(client, arrays),
+                limits=self._limits(),
+                extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
+                steps=self.needs_steps,
+            )
         )
 
         def take(reply: Reply) -> None:
@@ -356,6 +387,13 @@ class BaseStrategy(Strategy):
 
         return Inbox(cohort, rules.read, take)
 
+    def _bound(self) -> dict[str, float]:
+        """Return the clip bound in force, where the noise of a round is relative to it."""
+        if self.privacy is not None:
+            return {"clip-bound": self.privacy.bound}
+        distributed = self.secure is not None and self.secure.plan.distributed
+        return {"clip-bound": self.secure.bound} if self.secure is not None and distributed else {}
+
     def _limits(self) -> LimitsConfig:
         limits = self.config.limits
         return limits if self.privacy is None else limits.model_copy(update={"max_norm": self.privacy.most})
@@ -364,7 +402,7 @@ class BaseStrategy(Strategy):
         cohort, inbox = opened.cohort, opened.inbox
         asked = self.config.cohort_size or cohort.asked
         required = self.config.quorum.required(asked, self.least_replies())
-        if self.privacy is not None:  # whether a round counts must not depend on who took part
+        if self.privacy is not None and self.secure is None:  # whether it counts must not depend on who took part
             required = int(bool(cohort.problem))
         failures = {name: outcome.reason for name, outcome in inbox.outcomes.items() if not outcome.accepted}
         for name, reason in failures.items():

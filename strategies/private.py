@@ -57,8 +57,7 @@ class CentralPrivacy:
             raise ConfigError(
                 "strategy: expected a central plan with [plan.clip], found another; build it from the plan"
             )
-        layers = clip.per_layer.values()
-        self.bound = self.bound or (math.hypot(*layers) if layers else clip.bound)
+        self.bound = self.bound or self.plan.clip_norm
         self.stages = {stage.name: stage for stage in self.plan.server_stages()}
         if "divide" not in self.stages:
             raise ConfigError(
@@ -150,6 +149,10 @@ class NoisyMean(Fold):
         self._check(reply)
         self._sum.add(reply.deltas, 1.0)
         self._bits += reply.metrics.get(BIT, 0.0)
+
+    def add_sum(self, values: Mapping[str, NDArray]) -> None:
+        """Add the sum of everybody's clipped changes, of which no single one was seen."""
+        self._sum.add(values, 1.0)
 
     def finish(self) -> dict[str, NDArray]:
         """Return the new arrays, and let the bound adapt."""

@@ -19,6 +19,7 @@ from cloister.strategies.matching import Truth
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.robust import CentredClipping, FLTrust, Robust
 from cloister.strategies.scaffold import Scaffold
+from cloister.strategies.secure import SecureAggregation
 from cloister.strategies.uci import MatchedExchange
 
 STRATEGIES: Mapping[str, type[BaseStrategy]] = {
@@ -58,6 +59,7 @@ def build(
     rows: tuple[int, int] | None = None,
     truth: Truth | None = None,
     privacy: CentralPrivacy | None = None,
+    secure: SecureAggregation | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BaseStrategy:
@@ -65,8 +67,8 @@ def build(
 
     ``rows``: (classes, width) of the model's class centres and head rows: what the configuration leaves open.
     ``truth(client, label)`` tells which person is behind a private label, where a simulation knows it: only for logging
-    how well identities are matched. ``privacy``: the server's part of a plan in which the server adds the noise. Raises
-    ConfigError for a model that the strategy cannot serve.
+    how well identities are matched. ``privacy``, ``secure``: the server's part of a plan in which it adds the noise,
+    and of one in which it sees sums alone. Raises ConfigError for a model that the strategy cannot serve.
     """
     config = _bounded(config, rows)
     return STRATEGIES[config.name](
@@ -76,6 +78,7 @@ def build(
         seeds=seeds,
         exchanges=_centre_exchange(config, groups, truth),
         privacy=privacy,
+        secure=secure,
         clock=clock,
         sleep=sleep,
     )

@@ -1,6 +1,7 @@
 """What a client holds during a session: secrets of its own, and shares of its peers'. All of it is forgotten."""
 
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import NoReturn, Self
 
 from cloister.errors import SecureSumError
 from cloister.privacy.secagg.keys import KeyPair, Secret
@@ -14,6 +15,13 @@ class Own:
         self.sealing = KeyPair.generate()
         self.masking = KeyPair.generate()
         self.seed = Secret.fresh()
+
+    @classmethod
+    def of(cls, sealing: Secret, masking: Secret, seed: Secret) -> Self:
+        """Take over secrets that were kept (:mod:`.kept`)."""
+        own = cls.__new__(cls)
+        own.sealing, own.masking, own.seed = KeyPair(sealing), KeyPair(masking), seed
+        return own
 
     def wipe(self) -> None:
         """Overwrite all three; a second time does nothing."""
@@ -40,6 +48,18 @@ class Held:
         """Return one share of ``peer`` and forget the other; there is no second time."""
         seed, key = self._pairs.pop(peer)
         return seed if survived else key
+
+    @classmethod
+    def of(cls, pairs: Mapping[int, tuple[SeedShare, KeyShare]]) -> Self:
+        """Take over pairs that were kept (:mod:`.kept`)."""
+        held = cls()
+        held._pairs = dict(pairs)
+        return held
+
+    def take(self) -> dict[int, tuple[SeedShare, KeyShare]]:
+        """Return all pairs, to be kept elsewhere, and forget them here."""
+        pairs, self._pairs = self._pairs, {}
+        return pairs
 
     def clear(self) -> None:
         """Forget all pairs. Shares are ``bytes``, which Python lets nobody overwrite."""

@@ -15,7 +15,6 @@ from cloister.clients.request import Request
 from cloister.clients.stages import staged
 from cloister.errors import AuditError
 from cloister.flower import NDArray, array_record, views
-from cloister.privacy import clipping
 from cloister.privacy.dpsgd import PrivateData
 from cloister.privacy.events import Unit
 from cloister.privacy.noise import NoiseSource
@@ -135,9 +134,6 @@ class _Slope(nn.Module):
 
 
 def _request(plan: Plan) -> Request:
-    bound = plan.clip.bound if plan.clip else np.inf
-    if plan.clip and plan.clip.per_layer:
-        bound = clipping.sensitivity(plan.clip.per_layer)
     kinds = frozenset({"arrays", "metrics"})
     names: dict[str, Any] = {"kind": "train", "task": "", "run": "audit", "server": ""}
-    return Request(**names, round=1, rounds=1, plan=plan, kinds=kinds, norm=bound)
+    return Request(**names, round=1, rounds=1, plan=plan, kinds=kinds, norm=plan.clip_norm)

@@ -58,7 +58,7 @@ def refused(answer: Callable[[Message], Message], tmp_path: Path) -> str:
 
 
 def test_a_clean_reply_passes_unchanged() -> None:
-    extras = {kind: weights() for kind in RELEASE_KINDS - {"arrays", "metrics"}}
+    extras = {kind: weights() for kind in RELEASE_KINDS - {"arrays", "masked", "metrics"}}
     content = RecordDict(
         {"arrays": weights(), "metrics": MetricRecord({"loss": 0.5, "per-class": [0.1, 2.0]}), **extras}
     )

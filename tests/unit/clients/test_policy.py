@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import cloister
 from cloister.clients import policy as policies
-from cloister.clients.policy import SIMULATION, Policy, Rules, code_digest
+from cloister.clients.policy import SIMULATION, Policy, Rules, SecureRules, code_digest
 from cloister.errors import PolicyError
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.settings import Budget
@@ -96,7 +96,7 @@ WEAKER: list[tuple[dict[str, Any], str]] = [
     ({"server": "somebody"}, "server 'somebody' is not the one expected"),
     ({"server": ""}, "server '' is not the one expected"),
     ({"code": "cd" * 32}, "is not among code_sha256"),
-    ({"kind": "query"}, "expected train or evaluate, found 'query'"),
+    ({"kind": "reconnect"}, "expected one of train, evaluate, query, found 'reconnect'"),
 ]
 
 
@@ -253,11 +253,12 @@ rules = st.builds(
     allow_without_noise=st.booleans(),
     allow_central=st.booleans(),
     allow_evaluation=st.booleans(),
+    secure=st.none() | st.builds(SecureRules, required=st.booleans()),
     budget=st.just({}),
 )
 requests = st.builds(
     Request,
-    kind=st.sampled_from(["train", "evaluate", "query"]),
+    kind=st.sampled_from(["train", "evaluate", "query", "reconnect"]),
     task=st.sampled_from("abc"),
     unit=st.sampled_from(Unit),
     relation=st.sampled_from(Relation),
@@ -267,7 +268,7 @@ requests = st.builds(
     norm=numbers,
     rounds=st.integers(-1, 7),
     round=st.integers(-1, 7),
-    kinds=st.frozensets(st.sampled_from(["arrays", "metrics", "images"])),
+    kinds=st.frozensets(st.sampled_from(["arrays", "masked", "metrics", "images"])),
     server=st.sampled_from(["s", "t", ""]),
     code=st.sampled_from([CODE, "", "cd" * 32]),
 )
@@ -278,7 +279,8 @@ def test_no_policy_admits_a_request_weaker_than_its_floor(rules: Rules, request:
     """The guarantee is written down here a second time, each clause as a necessary condition."""
     servers = {rules.server} if isinstance(rules.server, str) else set(rules.server)
     strong = (
-        (request.kind == "train" or (request.kind == "evaluate" and rules.allow_evaluation))
+        (request.kind in ("train", "query") or (request.kind == "evaluate" and rules.allow_evaluation))
+        and not (rules.secure and rules.secure.required and request.kind == "train" and "masked" not in request.kinds)
         and (request.noise_multiplier >= rules.noise_floor if request.noisy else rules.allow_without_noise)
         and (rules.allow_central or not request.central)
         and 0 < request.norm <= rules.clip_ceiling

@@ -1,0 +1,153 @@
+"""From a plan with ``[plan.secure]`` to the secure sum of one round: its terms, and how vectors become integers.
+
+Server and clients make these from the same plan, so that neither has to take the other's word.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloister.errors import PlanError
+from cloister.privacy.distributed import Distributed
+from cloister.privacy.events import EventKind
+from cloister.privacy.noise import NoiseSource
+from cloister.privacy.secagg.layout import FixedPoint, Layout
+from cloister.privacy.secagg.masks import Words
+from cloister.privacy.secagg.terms import Terms
+from cloister.privacy.settings import ClipKind, Secure, Weighting
+
+if TYPE_CHECKING:
+    from cloister.privacy.plan import Plan
+
+Reals = NDArray[np.float64]
+
+
+def secure_of(plan: "Plan") -> Secure:
+    """Return the plan's ``[plan.secure]``; raises :class:`PlanError` where it has none, or no size yet."""
+    if plan.secure is None or plan.secure.size == 0:
+        raise PlanError(
+            "plan.secure: expected a table with the size of the vectors that are summed, found none; run the plan in "
+            "an experiment, which knows its model, or set plan.secure.size"
+        )
+    return plan.secure
+
+
+def least(plan: "Plan") -> int:
+    """Return the fewest clients that a sum is opened for: all that are asked but the share that may drop out."""
+    secure = secure_of(plan)
+    return max(secure.minimum, math.ceil(round((1 - secure.dropouts) * plan.cohort, 9)))
+
+
+def shares_of(plan: "Plan", clip: float = 0.0) -> Distributed:
+    """Return how clients add the noise under distributed trust; ``clip`` is the bound in force (0: the plan's).
+
+    Colluding clients know their own shares, so those of the plan's adversaries do not count. Raises :class:`PlanError`
+    for numbers that do not go together.
+    """
+    secure = secure_of(plan)
+    if plan.clip is None:
+        raise PlanError("plan.clip: expected a bound on each client's update, found none; noise is relative to it")
+    adaptive = plan.clip.kind is ClipKind.ADAPTIVE
+    asked = math.ceil(plan.cohort)
+    return Distributed(
+        mechanism=EventKind(secure.noise),
+        size=secure.size,
+        clip=clip or plan.clip_norm,
+        bits=secure.bits,
+        clients=asked,
+        least=least(plan),
+        dishonest=math.ceil(round(secure.adversaries * asked, 9)),
+        noise_multiplier=plan.noise_multiplier,
+        unit=plan.unit,
+        relation=plan.relation,
+        bits_noise=plan.bits_noise if adaptive else 0.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """What a secure sum says: ``values`` by name, float64; the sum of ``weights``; of un-clipped ``bits``, noised."""
+
+    values: dict[str, Reals]
+    weights: float
+    bits: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSum:
+    """The secure sum of round ``number`` of ``run``, over arrays of these ``shapes``; the same at everybody's.
+
+    ``clip``: the bound in force. Raises :class:`PlanError` for shapes that do not have the plan's size.
+    """
+
+    plan: "Plan"
+    run: str
+    number: int
+    shapes: Mapping[str, tuple[int, ...]]
+    clip: float
+    layout: Layout = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Lay the vector out."""
+        object.__setattr__(self, "layout", Layout.of(self.shapes))
+        if (size := self.layout.size - 1) != secure_of(self.plan).size:
+            raise PlanError(
+                f"plan.secure.size: expected {size}, the numbers in this model, found {secure_of(self.plan).size}; "
+                "server and client must use the same settings"
+            )
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of this sum: the plan's rates, for this vector."""
+        secure = secure_of(self.plan)
+        return Terms(
+            run=self._digest("sum"),
+            round=self.number,
+            layout=self.layout.digest,
+            size=self.shares.dimension if self.plan.distributed else self.layout.size,
+            bits=secure.bits,
+            minimum=secure.minimum,
+            adversaries=secure.adversaries,
+            dropouts=secure.dropouts,
+            server=secure.server,
+        )
+
+    def encode(self, arrays: Mapping[str, Any], source: NoiseSource, *, weight: float, bit: float) -> Words:
+        """Return the integers that a client masks, of arrays that its stages made; ``source``: its own, secret."""
+        vector = self.layout.flatten(arrays)
+        if self.plan.distributed:
+            return self.shares.encode(vector, source, self._digest("rotation"), bit=bit)
+        return self._fixed.encode(vector, weight, source)
+
+    def decode(self, total: Words, clients: int) -> Total:
+        """Return the sum over so many clients; raises ``PrivacyError`` for what is none."""
+        if not self.plan.distributed:
+            vector, weights = self._fixed.decode(total, clients)
+            return Total(values=self.layout.unflatten(vector)[0], weights=weights)
+        said = self.shares.decode(total, self._digest("rotation"))
+        return Total(values=self.layout.unflatten(said.vector)[0], weights=clients, bits=said.bits)
+
+    @property
+    def shares(self) -> Distributed:
+        """How the noise of distributed trust is shared in this round."""
+        return shares_of(self.plan, self.clip)
+
+    @property
+    def _fixed(self) -> FixedPoint:
+        secure, capped = secure_of(self.plan), self.plan.weighting is Weighting.CAPPED and not self.plan.noisy
+        return FixedPoint(
+            bits=secure.bits,
+            clip=secure.norm or self.clip,
+            clients=math.ceil(self.plan.cohort),
+            weight_cap=self.plan.weight_cap if capped else 1.0,
+        )
+
+    def _digest(self, purpose: str) -> bytes:
+        number = self.number if purpose == "rotation" else 0
+        text = f"{purpose}\x1f{self.run}\x1f{self.plan.digest}\x1f{number}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
