@@ -7,7 +7,7 @@ clips, buffers, sparsification and BatchNorm as rows.
 from typing import TYPE_CHECKING
 
 from cloister.privacy.facts import Facts, Rule
-from cloister.privacy.settings import Mechanism
+from cloister.privacy.settings import Mechanism, Weighting
 
 if TYPE_CHECKING:
     from cloister.privacy.plan import Plan
@@ -136,6 +136,22 @@ _ROBUST = (
 )
 
 _TRANSPORT = (
+    Rule(
+        lambda plan, facts: _secure(facts) and ", ".join(facts.releases),
+        "{details} leave each client beside the secure sum, one by one",
+        "switch them off in the strategy; or no [plan.secure]",
+    ),
+    Rule(
+        lambda plan, facts: (
+            _secure(facts)
+            and not plan.noisy
+            and facts.weighting != "uniform"
+            and plan.weighting is not Weighting.CAPPED
+        ),
+        "weights by {facts.weighting} need each client's number of records, which a secure sum does not show",
+        'plan.weighting = "capped" with plan.weight_cap: the weight is one more number in the sum; or '
+        'strategy.weighting = "uniform"',
+    ),
     Rule(
         lambda plan, facts: _secure(facts) and facts.asynchronous,
         "masks cancel among the clients of one round, and a buffer of stale updates mixes rounds",

@@ -91,9 +91,7 @@ class Distributed:
         hidden = self.relation is not Relation.ADD_REMOVE
         _require(hidden, "relation", "zero-out or replace-one, since who takes part is not hidden", self.relation)
         _require(math.isfinite(self.bound), "clip, bits_noise", "such that both fit together", self.bound)
-        most = _SAMPLERS[self.mechanism][1]
         _require(self.share >= 1, "bits", "enough for noise of one step per client: take more bits", self.bits)
-        _require(self.share <= most, "bits", f"so few that noise has at most {most} steps: take fewer", self.bits)
 
     @property
     def dimension(self) -> int:
@@ -124,9 +122,12 @@ class Distributed:
 
     @property
     def share(self) -> int:
-        """Standard deviation of one client's noise in steps of the grid: whole, rounded down."""
+        """Standard deviation of one client's noise in steps of the grid: whole, rounded down.
+
+        No finer than the sampler goes: bits beyond those are room that a sum does not need.
+        """
         steps = fitting_scale(self.bits, 1.0, self.dimension, self.clients, self._relative_std)
-        return int(self._relative_std * steps)
+        return min(int(self._relative_std * steps), _SAMPLERS[self.mechanism][1])
 
     @property
     def scale(self) -> float:

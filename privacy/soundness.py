@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from cloister.errors import PlanError
 from cloister.privacy import accounting
 from cloister.privacy.events import Relation, Sampler, Unit
 from cloister.privacy.facts import Facts, Refusal, Rule
@@ -20,6 +21,8 @@ def overspending(plan: "Plan", facts: Facts) -> Refusal | None:
     budget = plan.budget
     if budget is None or not plan.noisy or plan.noise_multiplier == 0:
         return None
+    if _without_formula(plan, facts):
+        return None  # which says so itself
     events = plan.events(plan.rounds or facts.rounds) * plan.clients
     cost = accounting.epsilon(events, budget.delta)
     if cost <= budget.epsilon:
@@ -51,7 +54,10 @@ def _without_formula(plan: "Plan", facts: Facts) -> str:
     if not plan.noisy:
         return ""
     known = plan.model_copy(update={"noise_multiplier": plan.noise_multiplier or 1.0})
-    reasons = [accounting.uncovered(event) for event in known.events(1)]
+    try:
+        reasons = [accounting.uncovered(event) for event in known.events(1)]
+    except PlanError as error:
+        return str(error.args[0])
     return next((reason for reason in reasons if reason), "")
 
 
@@ -132,11 +138,33 @@ ALONE: tuple[Rule, ...] = (
         lambda plan, facts: (
             plan.clip is not None
             and plan.clip.kind is ClipKind.ADAPTIVE
-            and not (plan.mechanism is Mechanism.GAUSSIAN and plan.central)
+            and not (plan.mechanism is Mechanism.GAUSSIAN and (plan.central or plan.distributed))
         ),
-        "an adaptive clip follows the noisy sum of the clients' bits at a server that adds fresh noise each round",
+        "an adaptive clip follows the noisy sum of the clients' bits, with fresh noise in each round",
         'clip.kind = "flat" with a bound that is known or was found on public data; or plan.mechanism = "gaussian" '
-        "with trust central",
+        "with trust central or distributed",
+    ),
+    Rule(
+        lambda plan, facts: plan.trust is Trust.DISTRIBUTED and plan.mechanism is not Mechanism.GAUSSIAN,
+        "noise in shares is added to the sum of whole updates, afresh in each round; mechanism {plan.mechanism} adds "
+        "none there, or other noise",
+        'plan.mechanism = "gaussian"; or plan.trust = "local", for private steps, or "central", for a matrix mechanism',
+    ),
+    Rule(
+        lambda plan, facts: plan.distributed and plan.relation is Relation.ADD_REMOVE,
+        "the server of a secure sum sees who takes part, so that nobody can be added or removed unseen",
+        'plan.relation = "zero-out": everybody takes part, and what she had to say is protected; or "replace-one"',
+    ),
+    Rule(
+        lambda plan, facts: plan.distributed and plan.sampler is not Sampler.ALL,
+        "the server of a secure sum sees who takes part: draws by {plan.sampler} hide nobody and amplify nothing",
+        'plan.sampler = "all", also where cohorts are drawn: each round counts in full for whoever is in it',
+    ),
+    Rule(
+        lambda plan, facts: plan.secure is not None and plan.central and plan.sampler is Sampler.POISSON,
+        "the server of a secure sum asks a cohort for keys before it trains, so that a Poisson draw can come out too "
+        "small for any sum, and a round without one tells how many were drawn",
+        'plan.sampler = "all", or "without-replacement" with a cohort of fixed size; or no [plan.secure]',
     ),
 )
 """Rules that need no facts: a plan that breaks one holds for no experiment, whoever sent it."""

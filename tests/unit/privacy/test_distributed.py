@@ -352,7 +352,6 @@ def test_a_ledger_keeps_such_an_event(tmp_path: Path, mechanism: EventKind) -> N
         ({"dishonest": -1}, "dishonest < least <= clients"),
         ({"relation": Relation.ADD_REMOVE}, "who takes part is not hidden"),
         ({"bits": 8, "clients": 2000, "least": 2000}, "take more bits"),
-        ({"bits": 24}, "at most 32768 steps: take fewer"),
         ({"bits_noise": -1.0}, "bits_noise"),
         ({"bits_noise": 0.4}, "adaptive clip: expected a noise multiplier above 0 and below 0.8"),
     ],
@@ -390,3 +389,11 @@ def test_a_rotation_of_another_round_gives_nothing(monkeypatch: pytest.MonkeyPat
     sent = plan.encode(vector, ROOT.fork("seed"), SEED)
     assert plan.decode(sent, SEED).vector @ vector == pytest.approx(1.0, abs=0.01)
     assert abs(plan.decode(sent, bytes(32)).vector @ vector) < 0.2
+
+
+@BOTH
+def test_bits_beyond_what_the_sampler_goes_to_are_room_alone(mechanism: EventKind) -> None:
+    wide = scheme(mechanism=mechanism, bits=32, clients=7, least=5)
+    assert wide.share <= distributed._SAMPLERS[mechanism][1]
+    assert wide.scale == pytest.approx(wide.share / wide.share_std)
+    assert wide.event().noise_multiplier == pytest.approx(wide.noise_multiplier, rel=1e-2)

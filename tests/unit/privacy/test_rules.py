@@ -55,6 +55,8 @@ SUBSET: dict[str, Any] = {
     "sample_size": 50,
     "relation": "replace-one",
 }
+SECURE: dict[str, Any] = {"secure": {"size": 1000}}
+SHARES: dict[str, Any] = {**LOCAL, **SECURE, "trust": "distributed", "relation": "zero-out"}
 CENTRES = {"bound": 1.0, "noise_multiplier": 2.0, "count_multiplier": 2.0}
 NONE: dict[str, Any] = {}
 
@@ -99,6 +101,12 @@ SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "calibrated later": ({**CLIENT, "noise_multiplier": 0, "budget": {"epsilon": 1.0, "delta": 1e-5}}, {}),
     "crowds in public": (SUBJECT, {"subjects_per_record": 3, "public_graph": True}),
     "noise in a secure sum": (CLIENT, {"aggregation": "secure"}),
+    "noise in shares": (SHARES, {"aggregation": "secure"}),
+    "noise in shares, adaptive clip": ({**SHARES, "clip": {"kind": "adaptive"}}, {"aggregation": "secure"}),
+    "a secure sum of capped weights": (
+        {**SECURE, "clip": {"bound": 1.0}, "weighting": "capped", "weight_cap": 100},
+        {"aggregation": "secure", "weighting": "examples", "buffers": ("bn.mean",)},
+    ),
 }
 
 
@@ -161,7 +169,7 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "no formula": ({**GROUPS, "relation": "replace-one"}, {}, "no sound accounting.*add-remove", "what the reason"),
     "layers left out": (LAYERS, {"parameters": ("stem.w", "neck.w")}, "no bound for neck.w", 'clip.kind = "flat"'),
     "adaptive steps": ({**SUBJECT, "clip": {"kind": "adaptive"}}, {}, "noisy sum of the clients' bits", '"flat"'),
-    "adaptive clients": ({**LOCAL, "clip": {"kind": "adaptive"}}, {}, "bits at a server", '"flat"'),
+    "adaptive clients": ({**LOCAL, "clip": {"kind": "adaptive"}}, {}, "sum of the clients' bits", '"flat"'),
     "raw counts": (CLIENT, {"weighting": "examples"}, "depend on how many records", '"capped"'),
     "roots of raw counts": (LOCAL, {"weighting": "sqrt"}, "weights by sqrt", '"capped"'),
     "counts of private clients": (SUBJECT, {"weighting": "examples"}, "leave it without noise", '"uniform"'),
@@ -203,6 +211,37 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {"compression": "top-k", "aggregation": "secure"},
         "the same entries",
         "public",
+    ),
+    "shares of steps": (
+        {**SUBJECT, **SECURE, "trust": "distributed", "relation": "zero-out", "sampler": "all", "rate": 1.0},
+        {"aggregation": "secure"},
+        "mechanism dp-sgd adds none there",
+        'plan.trust = "local"',
+    ),
+    "shares of a secret cohort": (
+        {**SHARES, "relation": "add-remove"},
+        {"aggregation": "secure"},
+        "sees who takes part, so that nobody can be added",
+        'plan.relation = "zero-out"',
+    ),
+    "shares of draws": (
+        {**SHARES, "sampler": "poisson", "rate": 0.5},
+        {"aggregation": "secure"},
+        "draws by poisson hide nobody",
+        'plan.sampler = "all"',
+    ),
+    "keys of a secret cohort": ({**CLIENT, **SECURE}, {"aggregation": "secure"}, "asks a cohort for keys", '"all"'),
+    "centres beside a secure sum": (
+        NONE,
+        {"aggregation": "secure", "releases": ("centres",)},
+        "centres leave each client beside the secure sum",
+        "switch them off",
+    ),
+    "raw counts in a secure sum": (
+        NONE,
+        {"aggregation": "secure", "weighting": "examples"},
+        "which a secure sum does not show",
+        'plan.weighting = "capped"',
     ),
     "clip before compression": (
         {"clip": {"bound": 1.0}},
@@ -250,7 +289,7 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, bool]]] = {
     "weighted mean, raw": (
         NONE,
         {"weighting": "examples"},
-        {"secure": True, "central": False, "both": False, "buffer": True, "compression": True},
+        {"secure": False, "central": False, "both": False, "buffer": True, "compression": True},  # weights need a cap
     ),
     "weighted mean, capped": (
         {"weighting": "capped", "weight_cap": 100},
