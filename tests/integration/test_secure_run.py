@@ -95,6 +95,14 @@ def test_noise_in_shares_is_in_the_sum_and_in_every_ledger(tmp_path: Path, noise
         assert [(event.kind, event.count) for event in events] == [(noise, 1)] * 2
 
 
+def test_an_adaptive_clip_follows_bits_that_travel_inside_the_vector(tmp_path: Path) -> None:
+    clip = {"kind": "adaptive", "bound": 0.001, "learning_rate": 1.0, "bits_noise": 0.5}
+    record = run(tmp_path, {**NOISED, "noise_multiplier": 0.1, "clip": clip}, rounds=4)
+    bounds = [float(entry.metrics["clip-bound"]) for entry in record.rounds]  # type: ignore[arg-type]
+    assert bounds[0] == 0.001
+    assert bounds[3] > 1.5 * bounds[0]  # nearly everybody was clipped, so it grows
+
+
 def test_a_client_that_fails_on_its_own_data_is_in_the_sum_with_nothing(tmp_path: Path) -> None:
     run(tmp_path, SECURE, settings={"faults": {"site7": "fail"}})
     assert mean(tmp_path) == pytest.approx(0.21 / 7, abs=1e-6)
