@@ -10,7 +10,7 @@ Differentially Private Federated Learning", arXiv 2110.04995.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ _SAMPLERS: dict[EventKind, tuple[_Sampler, int]] = {
     EventKind.DISCRETE_GAUSSIAN: (discrete_gaussian, MOST_GAUSSIAN),
     EventKind.SKELLAM: (skellam, MOST_SKELLAM),
 }
+_PART = 1 << 17
 _TRIES = 100  # at rounding: that as many fail has a probability below BETA^100, or 2e-22
 
 
@@ -161,9 +162,13 @@ class Distributed:
         clipped = clip_flat({"vector": vector}, self.clip).values["vector"].astype(np.float64)
         if self.bits_noise:
             clipped = np.append(clipped, self.bit_scale * bit)
-        integers = _rounded(rotate(clipped, public_seed) * self.scale, self.l2, source)
-        integers += _SAMPLERS[self.mechanism][0](self.share, self.dimension, source)
-        return (integers & ((1 << self.bits) - 1)).astype(np.uint32)
+        rotated = rotate(clipped, public_seed)
+        rotated *= self.scale
+        integers, draw = _rounded(rotated, self.l2, source), _SAMPLERS[self.mechanism][0]
+        for part in _parts(integers):
+            part += draw(self.share, part.size, source)
+        integers &= (1 << self.bits) - 1
+        return integers.astype(np.uint32)
 
     def decode(self, total: NDArray[np.unsignedinteger[Any]], public_seed: bytes, *, divisor: float = 1.0) -> Sum:
         """Return the sum of the clipped vectors plus noise, divided by ``divisor``, a public number.
@@ -233,13 +238,22 @@ def fitting_scale(bits: int, bound: float, dimension: int, clients: int, share_s
 
 def _rounded(scaled: NDArray[np.float64], bound: float, source: NoiseSource) -> NDArray[np.int64]:
     """Return the vector rounded up or down at random, without bias, until its norm is at most ``bound``."""
-    low = np.floor(scaled)
-    fractions = scaled - low
+    integers = np.empty(scaled.size, np.int64)
     for _ in range(_TRIES):
-        integers = (low + (source.uniform(scaled.size) < fractions)).astype(np.int64)
-        if float(integers @ integers) <= bound**2:
+        square = 0
+        for part, values in zip(_parts(integers), _parts(scaled), strict=True):
+            low = np.floor(values)
+            part[:] = low + (source.uniform(values.size) < values - low)
+            square += int(part @ part)
+        if square <= bound**2:
             return integers
     return np.trunc(scaled).astype(np.int64)  # its norm is no larger than that of the vector
+
+
+def _parts(vector: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield views of a vector, part by part, so that what is drawn for it takes little memory."""
+    for start in range(0, vector.size, _PART):
+        yield vector[start : start + _PART]
 
 
 def _require(holds: bool, name: str, expected: str, found: object) -> None:

@@ -20,6 +20,8 @@ from cloister.privacy.events import Event, EventKind, Relation, Unit
 from cloister.privacy.gaussian import exact_epsilon
 from cloister.privacy.ledger import FILE_NAME, Ledger
 from cloister.privacy.noise import NoiseSource
+from cloister.privacy.secagg.keys import Secret
+from cloister.privacy.secagg.masks import Stream
 
 SEED = bytes(range(32))
 ROOT = NoiseSource(bytes(range(1, 33)))
@@ -43,12 +45,16 @@ def scheme(**values: Any) -> Distributed:
 
 
 def summed(plan: Distributed, vectors: Any, label: str = "", bits: Any = None) -> np.ndarray:
-    """What a secure sum gives: the sum modulo 2^bits."""
+    """What a secure sum gives."""
     parts = [
         plan.encode(vector, ROOT.fork(label, client), SEED, bit=bit)
         for client, (vector, bit) in enumerate(zip(vectors, bits or [0.0] * len(vectors), strict=True))
     ]
-    return (np.sum(parts, axis=0, dtype=np.uint64) % (1 << plan.bits)).astype(np.uint32)
+    return wrapped(parts, plan.bits)
+
+
+def wrapped(parts: list[np.ndarray], bits: int) -> np.ndarray:
+    return (np.sum(parts, axis=0, dtype=np.uint64) % (1 << bits)).astype(np.uint32)
 
 
 def central(multiplier: float, **values: Any) -> Event:
@@ -162,6 +168,33 @@ def test_a_share_has_the_promised_variance_and_is_the_clients_own(mechanism: Eve
         assert share.var() == pytest.approx(plan.share**2, rel=6 * math.sqrt(2 / (1 << 14)))
         assert share.var() / plan.scale**2 == pytest.approx(1 / 60, rel=0.1)
     assert abs(np.corrcoef(first, second)[0, 1]) < 6 / 128
+
+
+@BOTH
+def test_a_long_vector_is_encoded_in_parts_like_a_short_one(
+    monkeypatch: pytest.MonkeyPatch, mechanism: EventKind
+) -> None:
+    monkeypatch.setattr(distributed, "_PART", 300)
+    plan = scheme(mechanism=mechanism, clients=2, least=2, noise_multiplier=0.3)
+    vectors = np.random.default_rng(0).normal(size=(2, 1000)) / 40
+    errors = plan.decode(summed(plan, vectors, "parts"), SEED).vector - vectors.sum(0)
+    assert errors.std() == pytest.approx(0.3, rel=6 / math.sqrt(2000))
+    noise = summed(plan, np.zeros((2, 1000)), "parts")
+    assert len({part.tobytes() for part in np.array_split(noise[:900], 3)}) == 3  # no part repeats another
+
+
+def test_the_masks_of_a_secure_sum_take_it_and_leave_the_sum_as_it_is() -> None:
+    plan = scheme(size=1000, clients=3, least=3, noise_multiplier=0.1)
+    vectors = np.random.default_rng(0).normal(size=(3, 1000)) / 40
+    sent = [plan.encode(vector, ROOT.fork("masked", client), SEED) for client, vector in enumerate(vectors)]
+    expected = plan.decode(wrapped(sent, plan.bits), SEED).vector
+    stream = Stream(b"session", 1, b"layout", plan.bits)
+    for low, high in ((0, 1), (0, 2), (1, 2)):
+        seed = bytes([low, high]) * 16
+        stream.add(sent[low], Secret(seed), "vector")
+        stream.subtract(sent[high], Secret(seed), "vector")
+    assert np.std(sent[0]) == pytest.approx((1 << 18) / math.sqrt(12), rel=0.1)  # one alone says nothing
+    np.testing.assert_array_equal(plan.decode(wrapped(sent, plan.bits), SEED).vector, expected)
 
 
 # What a client sends, whatever its vector is.
