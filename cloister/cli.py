@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from cloister.cli_ledger import ledger_app
+from cloister.cli_verify import verify
 from cloister.errors import CloisterError, ConfigError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ data_app = typer.Typer(help="Check and cut data sets on disk.")
 app.add_typer(world_app, name="world", no_args_is_help=True)
 app.add_typer(data_app, name="data", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger", no_args_is_help=True)
+app.command()(verify)
 
 console = Console(stderr=True)
 
@@ -229,7 +231,6 @@ def _warm_up(engine: str) -> None:
 
 
 _LATER = {
-    "verify": "offline check of a run's transcript",
     "node": "central diffusion and MLLM nodes",
     "mllm-eval": "evaluation by the MLLM node",
     "cluster": "Ray clusters: check, slurm, kuberay, up, down",

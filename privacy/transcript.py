@@ -38,6 +38,9 @@ SKETCH = "sketch of a vector"
 LEDGER_HEAD = "ledger head"
 """What Ed25519 signatures of a transcript are for; no signature of one purpose passes for another."""
 
+HEAD = "ledger-head"
+"""The kind under which a client that consents sends the head of its ledger beside its reply."""
+
 
 class Entry(Config):
     """Base of every entry: frozen and typed, and of each value one text alone."""
@@ -122,6 +125,11 @@ class Commitment(Entry):
         """Return the parts that a client signs for :data:`COMMITMENT`."""
         return run.encode(), _number(round), layout.encode(), digest.encode()
 
+    @staticmethod
+    def sketch_signed(run: str, round: int, challenge: bytes, sketch: str) -> tuple[bytes, ...]:
+        """Return the parts that a client signs for :data:`SKETCH`, when it has seen what the challenge is made of."""
+        return run.encode(), _number(round), challenge, sketch.encode()
+
 
 class ModularSum(Entry):
     """What the server announces of a secure sum of ``size`` coordinates modulo 2^``bits``.
@@ -163,6 +171,13 @@ class Round(Entry):
     total: ModularSum | None = None
     before: Digest
     model: Digest
+
+    def values(self) -> dict[str, Any]:
+        """Return plain JSON values; of commitments, of which there may be many, only what says something."""
+        values = super().values()
+        each = self.commitments.items()
+        values["commitments"] = {name: found.model_dump(mode="json", exclude_defaults=True) for name, found in each}
+        return values
 
 
 class End(Entry):

@@ -20,6 +20,7 @@ from cloister.flower import NDArray, array_record, tensor, views
 from cloister.models.spec import ModelSpec, check_groups, released
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
+from cloister.server.scribe import Scribe
 from cloister.strategies.base import BaseStrategy, StrategyState
 from cloister.strategies.quorum import unfinished
 from cloister.strategies.rounds import RoundResult
@@ -51,6 +52,7 @@ class Assignment:
     are written). ``evaluate_every``: rounds between two evaluations; the last round is always evaluated.
     ``on_round`` is called after each round, before its checkpoint is written. What it returns (JSON values) is kept in
     that checkpoint under ``record``; what it writes elsewhere may be one round ahead of the checkpoint, never behind.
+    ``scribe`` writes the run's transcript, each round before ``on_round`` is called (None: nobody does).
     """
 
     experiment: str
@@ -66,6 +68,7 @@ class Assignment:
     on_round: Callable[["RoundReport"], Any] = lambda report: None
     run: str = ""
     plan: str = ""
+    scribe: Scribe | None = None
 
     @property
     def seeds(self) -> SeedTree:
@@ -121,12 +124,15 @@ def serve(grid: Grid, assignment: Assignment) -> Finish:
     leave no checkpoint, so that they are run again by whoever resumes.
     """
     model = build_model(assignment)
-    arrays = initial_arrays(assignment, model)
+    initial = arrays = initial_arrays(assignment, model)
     saved = checkpoint.latest(assignment.folder) if assignment.folder else None
     first = 1
     if saved is not None:
         arrays, first = {name: saved.arrays[name] for name in arrays}, saved.round + 1
         assignment.strategy.restore(StrategyState(arrays=dict(saved.strategy), values=saved.state["strategy"]))
+    if assignment.scribe is not None:
+        assignment.scribe.begin(initial, arrays)
+        assignment.strategy.commits = not assignment.strategy.privacy  # else it is not said who took part
     if first <= assignment.rounds:
         arrays = _run(grid, assignment, model, arrays, first)
     return Finish(model=load_arrays(model, arrays), client_arrays=assignment.strategy.client_arrays())
@@ -150,6 +156,8 @@ def _run(
     def finish_round(result: RoundResult) -> None:
         nonlocal void
         void = result.void
+        if assignment.scribe is not None:
+            assignment.scribe.round(result)
         record = assignment.on_round(RoundReport(result=result, scores=scores.pop(result.number, None)))
         if assignment.folder is not None and not void:  # whoever resumes runs a void round again
             state = assignment.strategy.state()
@@ -204,6 +212,8 @@ def _config(assignment: Assignment) -> ConfigRecord:
         "rounds": assignment.rounds,
     }
     values |= {key: value for key, value in (("run", assignment.run), ("plan", assignment.plan)) if value}
+    if assignment.scribe is not None and assignment.strategy.commits:
+        values["ledger-heads"] = True  # of clients that consent; the others say nothing of it
     return ConfigRecord(values)
 
 

@@ -18,6 +18,7 @@ from cloister.models.spec import check_groups
 from cloister.privacy.plan import Plan
 from cloister.randomness import SeedTree
 from cloister.server.app import Assignment, Evaluator, RoundReport
+from cloister.server.scribe import Scribe
 from cloister.simulations import evaluators, planning, sweep, tracking, worlds
 from cloister.simulations.byzantine import attackers
 from cloister.simulations.engines.grid import Nodes
@@ -77,11 +78,13 @@ class Prepared:
         *,
         run: str = "",
         books: Path | None = None,
+        scribe: Scribe | None = None,
     ) -> Assignment:
         """Return what the server needs to run this experiment with checkpoints in ``folder``.
 
         ``run`` names the run in ledgers; ``books`` is where the server keeps its own, under a plan in which it adds
-        the noise, beside the folder ``clients`` with their memory. Raises what :meth:`strategy` raises.
+        the noise, beside the folder ``clients`` with their memory; ``scribe`` writes the transcript. Raises what
+        :meth:`strategy` raises.
         """
         experiment = self.experiment
         return Assignment(
@@ -101,6 +104,7 @@ class Prepared:
             on_round=on_round,
             run=run,
             plan=planning.as_text(self.plan, experiment.plan),
+            scribe=scribe,
         )
 
     def nodes(self, state: Path | None) -> Nodes:

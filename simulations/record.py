@@ -84,6 +84,14 @@ class Privacy(Entry):
     audits: list[dict[str, JsonValue]] = Field(default_factory=list)
 
 
+class Transcript(Entry):
+    """How far ``transcript.jsonl`` went when this record was written, and the server's public key (hex)."""
+
+    lines: int
+    digest: str
+    server: str
+
+
 class Point(Entry):
     """One run of a sweep: its series, its place on the x axis, everything measured; ``folder`` lies in the run's.
 
@@ -192,6 +200,7 @@ class RunRecord(Entry):
     baselines: dict[str, Metrics] = Field(default_factory=dict)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     privacy: Privacy = Field(default_factory=Privacy)
+    transcript: Transcript | None = None
     sweep: Sweep | None = None
     traffic: dict[str, Traffic] = Field(default_factory=dict)
     deviations: list[Deviation] = Field(default_factory=list)

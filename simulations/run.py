@@ -19,7 +19,8 @@ from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.server.app import Finish, RoundReport, Scores, load_arrays, serve
 from cloister.server.evaluation.selection import PREFIX
-from cloister.simulations import auditing, card, recording, report, sweep
+from cloister.server.scribe import Scribe
+from cloister.simulations import auditing, card, recording, report, sweep, transcribing
 from cloister.simulations.auditing.victim import Victim
 from cloister.simulations.byzantine import with_attackers
 from cloister.simulations.claims import privacy_of
@@ -30,8 +31,8 @@ from cloister.simulations.prepare import Prepared, prepare, ready
 from cloister.simulations.progress import Display
 from cloister.simulations.record import Metrics, RunRecord, write_whole
 from cloister.simulations.tracking import tracker
+from cloister.simulations.transcribing import EXPERIMENT_FILE
 
-EXPERIMENT_FILE = "experiment.toml"
 _PACKAGES = ("cloister", "torch", "flwr", "ray", "numpy", "safetensors", "pillow")
 
 
@@ -124,9 +125,11 @@ def _execute(prepared: Prepared, folder: Path, known: RunRecord | None, console:
             sweep.execute(experiment, folder, record, _run_point, display)
             record.save(folder)
         elif not record.final:
-            finish, scores = _train(prepared, folder, record, display)
+            scribe = transcribing.scribe_of(prepared, folder, run_id(folder))
+            finish, scores = _train(prepared, folder, record, display, scribe)
             record.privacy = privacy_of(prepared, folder, run_id(folder))
             recording.finish(record, folder, prepared, finish, scores)
+            transcribing.end(record, scribe)
             record.save(folder)
         for name in experiment.baselines:
             if name not in record.baselines:
@@ -136,7 +139,9 @@ def _execute(prepared: Prepared, folder: Path, known: RunRecord | None, console:
     return record
 
 
-def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display) -> tuple[Finish, Scores | None]:
+def _train(
+    prepared: Prepared, folder: Path, record: RunRecord, display: Display, scribe: Scribe
+) -> tuple[Finish, Scores | None]:
     experiment = prepared.experiment
     last: list[Scores | None] = [None]
     with display.stage("federated", experiment.rounds, len(record.rounds)) as bar, tracker(experiment, folder) as log:
@@ -144,12 +149,13 @@ def _train(prepared: Prepared, folder: Path, record: RunRecord, display: Display
         def on_round(done: RoundReport) -> dict[str, Any]:
             last[0] = done.scores
             recording.add_round(record, done, prepared.plan)
+            record.transcript = transcribing.head(scribe)
             record.save(folder)
             log(record.rounds[-1])
             bar.advance(record.rounds[-1])
             return record.model_dump(mode="json")
 
-        finish = _serve(prepared, folder, on_round)
+        finish = _serve(prepared, folder, on_round, scribe)
     return finish, last[0]
 
 
@@ -173,8 +179,10 @@ def _baseline(experiment: Experiment, name: str, folder: Path, record: RunRecord
         recording.add_baseline(record, name, prepared, _serve(prepared, own, on_round), metrics)
 
 
-def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound) -> Finish:
-    assignment = prepared.assignment(folder / "checkpoints", on_round, run=run_id(folder), books=folder / "server")
+def _serve(prepared: Prepared, folder: Path, on_round: recording.OnRound, scribe: Scribe | None = None) -> Finish:
+    assignment = prepared.assignment(
+        folder / "checkpoints", on_round, run=run_id(folder), books=folder / "server", scribe=scribe
+    )
     with open_grid(prepared.experiment.engine, prepared.nodes(folder / "clients")) as grid:
         try:
             hostile = prepared.experiment.byzantine, prepared.clients, assignment.strategy.groups, assignment.seeds

@@ -110,6 +110,8 @@ class BaseStrategy(Strategy):
         self.privacy = privacy
         self.secure = secure
         self.void_rounds = 0
+        self.commits = False
+        """Whether replies are hashed as they are received, for a transcript."""
         self.clock, self.sleep = clock, sleep
         self._open: OpenRound | None = None
         self._summed: SecureRound | None = None
@@ -375,6 +377,7 @@ class BaseStrategy(Strategy):
                 limits=self._limits(),
                 extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
                 steps=self.needs_steps,
+                commit=self.commits,
             )
         )
 

@@ -82,7 +82,13 @@ class Inbox:
             if self._fold is not None:
                 self._fold(reply)
         except ReleaseError as error:
-            return Outcome(accepted=False, reason=str(error.args[0]))
+            return Outcome(accepted=False, reason=str(error.args[0]), digest=reply.digest, head=reply.head)
         return Outcome(
-            accepted=True, examples=reply.examples, steps=reply.steps, norm=reply.norm, metrics=reply.metrics
+            accepted=True,
+            examples=reply.examples,
+            steps=reply.steps,
+            norm=reply.norm,
+            metrics=reply.metrics,
+            digest=reply.digest,
+            head=reply.head,
         )

@@ -8,12 +8,17 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Result
 
+from cloister.privacy.transcript import LedgerHead
+
 STAGES = ("configure", "wait", "aggregate", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one client of the cohort: its reply counted, or ``reason`` says why not."""
+    """What became of one client of the cohort: its reply counted, or ``reason`` says why not.
+
+    ``digest``, ``head``: of a valid reply, for the transcript (:class:`~cloister.strategies.validation.Reply`).
+    """
 
     accepted: bool
     reason: str = ""
@@ -21,6 +26,8 @@ class Outcome:
     steps: int = 0
     norm: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    digest: str = ""
+    head: LedgerHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from cloister.errors import ReleaseError
+from cloister.errors import ConfigError, ReleaseError
 from cloister.flower import NDArray, TensorArray, view, views
+from cloister.privacy.transcript import HEAD, LedgerHead, digest_of
 from cloister.strategies.config import LimitsConfig
 
 _LARGEST = 1e15
@@ -27,7 +28,8 @@ class Reply:
     """One client's valid reply.
 
     ``deltas``: changes of the entries that were sent, by state-dict name: views of received memory, not to be written
-    to. ``extras``: the other array records by kind. ``norm``: L2 norm of the change of all SHARED entries.
+    to. ``extras``: the other array records by kind. ``norm``: L2 norm of the change of all SHARED entries. ``digest``:
+    SHA-256 of all of it as it was received, "" where nobody asks. ``head``: of the client's ledger, if it sent one.
     """
 
     client: str
@@ -37,6 +39,8 @@ class Reply:
     deltas: dict[str, NDArray]
     extras: dict[str, dict[str, NDArray]]
     norm: float
+    digest: str = ""
+    head: LedgerHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +58,7 @@ class ReplyRules:
     ``arrays``: the global model, whose names, shapes and dtypes the deltas must have. ``measured``: the names whose
     change counts for the norm. ``variances``: the names that must not become negative (a negative BatchNorm variance
     is NaN at every client). ``sent``: the model that a client was sent. ``extras``: further array records by kind.
-    ``steps``: whether ``steps`` must be there.
+    ``steps``: whether ``steps`` must be there. ``commit``: whether to hash what was received, for the transcript.
     """
 
     arrays: Mapping[str, NDArray]
@@ -64,12 +68,13 @@ class ReplyRules:
     limits: LimitsConfig
     extras: Mapping[str, Extra] = field(default_factory=dict)
     steps: bool = False
+    commit: bool = False
 
     def read(self, client: str, message: Message) -> Reply:
         """Return the valid reply that ``message`` holds; raises ReleaseError for any other."""
         content = content_of(message)
         required = {"arrays", "metrics"} | {kind for kind, extra in self.extras.items() if extra.required}
-        check_keys("reply", set(content), required, required | set(self.extras))
+        check_keys("reply", set(content), required, required | set(self.extras) | {HEAD})
         metrics = read_metrics(content)
         examples = _count(metrics, "num-examples", least=1, most=self.limits.max_examples)
         most = self.limits.max_steps
@@ -89,6 +94,8 @@ class ReplyRules:
             deltas=deltas,
             extras=extras,
             norm=norm,
+            digest=_digest(metrics, {"arrays": deltas, **extras}) if self.commit else "",
+            head=read_head(content),
         )
 
     def _check_extra(self, kind: str, values: Mapping[str, NDArray]) -> None:
@@ -179,6 +186,22 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
             raise ReleaseError(f"metrics[{key!r}]: expected one finite number, found {str(value)[:60]}")
         metrics[key] = value
     return metrics
+
+
+def read_head(content: RecordDict) -> LedgerHead | None:
+    """Return the ledger head that a reply holds, None if it holds none; raises ReleaseError for a malformed one."""
+    record = content.get(HEAD)
+    if record is None:
+        return None
+    try:
+        return LedgerHead.parse(dict(record) if isinstance(record, ConfigRecord) else {}, HEAD)
+    except ConfigError as error:
+        raise ReleaseError(str(error.args[0])[:300]) from None
+
+
+def _digest(metrics: Mapping[str, float], records: Mapping[str, Mapping[str, NDArray]]) -> str:
+    arrays = {f"{kind}/{name}": values for kind, record in records.items() for name, values in record.items()}
+    return digest_of(arrays, metrics)
 
 
 def read_arrays(kind: str, record: Any) -> dict[str, NDArray]:

@@ -9,6 +9,7 @@ import pytest
 
 from cloister.errors import PlanError
 from cloister.privacy.ledger import FILE_NAME, Ledger
+from cloister.privacy.verify import verify
 from cloister.simulations import run as runner
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import RunRecord
@@ -122,6 +123,10 @@ def test_a_run_that_is_killed_goes_on_with_the_same_releases(
         runner.resume(folder, console=quiet)
         assert weights(folder) == weights(whole)
         assert ledgers(folder) == books
+        found, other = verify(folder), verify(whole)
+        assert found.broken == other.broken == ()
+        assert found.epsilon == other.epsilon == found.claimed
+        assert found.head.lines > other.head.lines  # the round that was carried out again stands there twice
 
 
 def test_two_runs_do_not_share_noise(tmp_path: Path, quiet: Any) -> None:
@@ -153,10 +158,12 @@ def test_the_record_says_what_is_claimed(tmp_path: Path, quiet: Any) -> None:
 def test_no_secret_is_in_the_run_folder_but_where_it_belongs(tmp_path: Path, quiet: Any) -> None:
     run = tmp_path / "run"
     runner.run(experiment("central"), run, console=quiet)
-    keys = [path.read_bytes() for path in run.rglob("noise.key")]
-    assert keys
+    places = {path for path in run.rglob("*.key")}
+    keys = [path.read_bytes() for path in places]
+    assert {path.name for path in places} == {"noise.key", "identity.key"}
+    assert {path.stat().st_mode & 0o777 for path in places} == {0o600}
     for path in run.rglob("*"):
-        if path.is_file() and path.name != "noise.key":
+        if path.is_file() and path not in places:
             assert not any(key in path.read_bytes() or key.hex().encode() in path.read_bytes() for key in keys), path
 
 
