@@ -113,6 +113,9 @@ def curves(
     if across:
         axes.set_xlabel(across)
         axes.set_xscale("log" if logarithmic else "linear")
+        if not logarithmic:
+            whole = all(float(x).is_integer() for line in series for x, _ in line.points)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.05)

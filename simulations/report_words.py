@@ -21,8 +21,8 @@ _FRACTIONS = set(_METRICS) - {"loss"}
 _AUDITED = {
     "centre-linkage.rank-1": "class centres linked (share)",
     "centre-linkage.auc": "linkage, area under the curve",
-    "head-linkage.rank-1": "people linked by the head's update (share)",
-    "head-linkage.cosine": "cosine of what the head says with the feature",
+    "head-linkage.rank-1": "linked by the head (share)",
+    "head-linkage.cosine": "head and feature, cosine",
     "membership.auc": "membership, area under the curve",
     "membership.tpr@0.01": "members found at 1 % false alarms (share)",
     "inversion.ssim-mean": "reconstruction, SSIM",
@@ -36,7 +36,7 @@ _BASELINES = {
     "pooled": ("Pooled", "all images in one place, no isolation"),
 }
 _RELEASES = {"arrays": "weights"}
-_AXES = {"epsilon": "ε claimed"}
+_AXES = {"epsilon": "ε claimed", "byzantine.count": "hostile clients"}
 _DIRECTIONS = {
     "ir2rgb": "infrared query, visible gallery",
     "rgb2ir": "visible query, infrared gallery",
