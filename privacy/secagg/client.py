@@ -10,7 +10,7 @@ as nothing needs them, most of them before the masked vector leaves.
 Source: Bonawitz et al. 2017, figure 4 (malicious server); Bell et al. 2020 for the k-regular graph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from cloister.errors import SecureSumError
 from cloister.privacy.noise import NoiseSource
-from cloister.privacy.secagg.group import VECTOR, Group, check_cohort
+from cloister.privacy.secagg.checks import Checks
+from cloister.privacy.secagg.group import VECTOR, Group
 from cloister.privacy.secagg.held import Held, Own
 from cloister.privacy.secagg.keys import Identity, seal, unseal
 from cloister.privacy.secagg.masks import Words, words
@@ -41,7 +42,7 @@ from cloister.privacy.secagg.messages import (
 from cloister.privacy.secagg.reasons import Reason, because, reason_of, refusal
 from cloister.privacy.secagg.shares import KeyShare, SeedShare, split_key, split_seed
 from cloister.privacy.secagg.terms import Limits, Terms
-from cloister.privacy.secagg.wire import Kind, kind_of
+from cloister.privacy.secagg.wire import HEADER, Kind, kind_of
 
 SomeSigned = TypeVar("SomeSigned", bound=Signed)
 
@@ -106,7 +107,7 @@ class ClientSession:
         self.state = State.NEW
         self.reason: Reason | None = None
         self._identity = identity
-        self._roster = dict(roster)
+        self._checks = Checks(client, terms, roster)
         self._own = Own()
         self._held = Held()
         self._group: Group | None = None
@@ -186,8 +187,9 @@ class ClientSession:
                 raise refusal(Reason.BOTH_SHARES, "a second, different set of survivors would get the other share")
             found, wanted = kind.name.lower(), expected.name.lower() if expected else "none before start()"
             raise refusal(Reason.UNEXPECTED, f"expected {wanted}, found {found}; the server starts a new round")
-        if len(message) > (most := self._longest(kind)):
-            raise refusal(Reason.MALFORMED, f"expected at most {most} bytes, found {len(message)}")
+        most = self._longest(kind)
+        if not HEADER <= len(message) <= most:
+            raise refusal(Reason.MALFORMED, f"expected {HEADER} to {most} bytes, found {len(message)}")
         round, scope = int.from_bytes(message[5:9]), message[9:41]
         if round < self.terms.round:
             raise refusal(Reason.OLD_ROUND, f"expected round {self.terms.round}, found {round}")
@@ -197,27 +199,16 @@ class ClientSession:
 
     def _share(self, cohort: Cohort) -> Shares:
         """Check everybody's keys and seal a pair of shares for each holder."""
-        self._check_keys(cohort)
+        self._checks.keys(cohort, self._advertised)
         group = self._group = Group.of(self.terms, cohort)
-        holders = group.graph[self.client]
-        places, source = [group.places[holder] for holder in holders], NoiseSource.fresh()
-        threshold, secret = group.parameters.threshold, self._own.masking.secret()
-        seeds = split_seed(self._own.seed, threshold, places, source)
-        keys = split_key(secret, threshold, places, source)
-        secret.wipe()
-        sealed = tuple(
-            (holder, self._seal(group, holder, pair(seed, key)))
-            for holder, seed, key in zip(holders, seeds, keys, strict=True)
-        )
+        sealed = tuple((holder, self._seal(group, holder, seed, key)) for holder, seed, key in self._split(group))
         return self._sign(Shares(**self._scope(group), sealed=sealed))
 
     def _mask(self, delivery: Delivery, vector: Words) -> Masked:
         """Open the peers' pairs of shares and add the masks of those who sent them."""
         group = self._joined()
         peers = tuple(peer for peer, _ in delivery.sealed)
-        if strangers := set(peers) - set(group.graph[self.client]):
-            raise refusal(Reason.CHOSEN_GRAPH, f"expected neighbours as the keys make them, found {sorted(strangers)}")
-        self._enough(len(peers), group.parameters.threshold, "neighbours that shared")
+        self._checks.peers(group, peers)
         for peer, sealed in delivery.sealed:
             with because(Reason.BAD_SHARE):
                 self._held.put(peer, *self._open(group, peer, sealed))
@@ -228,45 +219,38 @@ class ClientSession:
     def _confirm(self, survivors: Survivors) -> Consistency:
         """Check whose vectors are in the sum and sign that this client was shown them."""
         group = self._joined()
-        members = survivors.of_cohort(group.clients)
-        if self.client not in members:
-            raise refusal(Reason.LEFT_OUT, f"client {self.client} is not in the sum; it takes part in the next round")
-        self._enough(len(members), group.fewest, "clients in the sum")
-        holders = members & set(group.graph[self.client])
-        self._enough(len(holders), group.parameters.threshold, "neighbours in the sum")
-        if unknown := holders - self._held.peers:
-            raise refusal(
-                Reason.SPLIT_COHORT,
-                f"expected in the sum only neighbours whose shares were delivered, found {sorted(unknown)} too",
-            )
+        self._checks.survivors(group, survivors, self._held.peers)
         self._survivors = survivors
-        digest = survivors.digest()
-        return self._sign(Consistency(**self._scope(group), survivors=digest))
+        return self._sign(Consistency(**self._scope(group), survivors=survivors.digest()))
 
     def _unmask(self, agreement: Agreement) -> Unmask:
         """Check that enough clients were shown the same survivors, then show one share of each peer."""
         group, survivors = self._joined(), self._survivors
         assert survivors is not None
+        self._checks.agreement(group, agreement, survivors)
         members = survivors.of_cohort(group.clients)
-        self._check_agreement(group, agreement, survivors, members)
-        return self._sign(Unmask(**self._scope(group), shown=self._show(members)))
+        shown = tuple((peer, self._held.show(peer, survived=peer in members)) for peer in sorted(self._held.peers))
+        return self._sign(Unmask(**self._scope(group), shown=shown))
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def _check_keys(self, cohort: Cohort) -> None:
-        mine = next((each for each in cohort.advertised if each.client == self.client), None)
-        if mine is None:
-            raise refusal(
-                Reason.LEFT_OUT, f"client {self.client} is not in the cohort; it takes part in the next round"
-            )
-        if mine != self._advertised:
-            raise refusal(Reason.KEY_SUBSTITUTION, "expected this client's own keys as it sent them, found others")
-        check_cohort(cohort, self.terms, self._roster)
+    def _split(self, group: Group) -> Iterator[tuple[int, SeedShare, KeyShare]]:
+        """Yield each holder with its share of the seed and of the masking key."""
+        holders, threshold = group.graph[self.client], group.parameters.threshold
+        places, source, secret = (
+            [group.places[each] for each in holders],
+            NoiseSource.fresh(),
+            self._own.masking.secret(),
+        )
+        seeds = split_seed(self._own.seed, threshold, places, source)
+        keys = split_key(secret, threshold, places, source)
+        secret.wipe()
+        yield from zip(holders, seeds, keys, strict=True)
 
-    def _seal(self, group: Group, holder: int, text: bytes) -> bytes:
+    def _seal(self, group: Group, holder: int, seed: SeedShare, share: KeyShare) -> bytes:
         key = group.sealing_key(self._own.sealing, self.client, holder, sender=self.client)
         try:
-            return seal(key, text, group.associated(self.client, holder))
+            return seal(key, pair(seed, share), group.associated(self.client, holder))
         finally:
             key.wipe()
 
@@ -291,28 +275,6 @@ class ClientSession:
             for shared in seeds.values():
                 shared.wipe()
 
-    def _check_agreement(
-        self, group: Group, agreement: Agreement, survivors: Survivors, members: frozenset[int]
-    ) -> None:
-        digest = survivors.digest()
-        signers = frozenset(client for client, _ in agreement.signatures) | {self.client}
-        if strangers := signers - members:
-            raise refusal(Reason.SPLIT_COHORT, f"expected signatures of survivors, found of {sorted(strangers)}")
-        for client, signature in agreement.signatures:
-            signed = Consistency(
-                round=self.terms.round, scope=group.session, client=client, survivors=digest, signature=signature
-            )
-            with because(Reason.SPLIT_COHORT):
-                signed.verify(self._roster[client])
-        if len(signers) < group.quorum:
-            raise refusal(
-                Reason.SPLIT_COHORT,
-                f"expected {group.quorum} clients that were shown the same survivors, found {len(signers)}",
-            )
-
-    def _show(self, members: frozenset[int]) -> tuple[tuple[int, SeedShare | KeyShare], ...]:
-        return tuple((peer, self._held.show(peer, survived=peer in members)) for peer in sorted(self._held.peers))
-
     # Small things -----------------------------------------------------------------------------------------------------
 
     def _checked(self, vector: Words) -> Words:
@@ -328,12 +290,8 @@ class ClientSession:
     def _longest(self, kind: Kind) -> int:
         if self._group is not None:
             return self._group.longest(kind)
-        clients = len(self._roster)
+        clients = len(self._checks.roster)
         return longest(kind, clients=clients, holders=clients, size=self.terms.size, bits=self.terms.bits)
-
-    def _enough(self, found: int, expected: int, what: str) -> None:
-        if found < expected:
-            raise refusal(Reason.SHRUNKEN_COHORT, f"expected at least {expected} {what}, found {found}")
 
     def _joined(self) -> Group:
         assert self._group is not None  # every state that gets here has one

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from cloister.errors import SecureSumError
 from cloister.privacy.secagg.graph import neighbours
 from cloister.privacy.secagg.keys import KeyPair, Secret, message
 from cloister.privacy.secagg.masks import Stream
 from cloister.privacy.secagg.messages import Advertise, Cohort, longest
 from cloister.privacy.secagg.parameters import Parameters, Server
-from cloister.privacy.secagg.reasons import Reason, because, refusal
+from cloister.privacy.secagg.reasons import Reason, because
 from cloister.privacy.secagg.terms import Terms
 from cloister.privacy.secagg.wire import Kind
 
@@ -102,26 +101,3 @@ def session_of(terms: Terms, cohort: Cohort) -> bytes:
     """Return the session's identity: a hash of the terms and of all keys in the order of clients."""
     parts = (part for each in cohort.advertised for part in (each.client.to_bytes(4), each.sealing, each.masking))
     return hashlib.sha256(message("secure aggregation, session", terms.digest, *parts)).digest()
-
-
-def check_cohort(cohort: Cohort, terms: Terms, roster: Mapping[int, bytes]) -> None:
-    """Raise :class:`SecureSumError` unless every key was signed by its owner for these terms, and no key comes twice.
-
-    ``roster``: the Ed25519 public key of each client, known beforehand and not from this server.
-    """
-    if len(cohort.advertised) < terms.minimum:
-        found = len(cohort.advertised)
-        raise refusal(Reason.SHRUNKEN_COHORT, f"expected keys of at least {terms.minimum} clients, found {found}")
-    for each in cohort.advertised:
-        if each.client not in roster:
-            raise refusal(Reason.KEY_SUBSTITUTION, f"expected clients of the roster, found {each.client}; update it")
-        try:
-            each.verify(roster[each.client])
-        except SecureSumError:
-            raise refusal(
-                Reason.KEY_SUBSTITUTION,
-                f"client {each.client}: expected keys that it signed for these terms, found others; leave the session",
-            ) from None
-    keys = [key for each in cohort.advertised for key in (each.sealing, each.masking)]
-    if len(set(keys)) != len(keys):
-        raise refusal(Reason.KEY_SUBSTITUTION, "expected different keys, found one twice; leave the session")

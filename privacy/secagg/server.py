@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from cloister.errors import SecureSumError
-from cloister.privacy.secagg.group import Group, check_cohort
+from cloister.privacy.secagg.checks import check_cohort
+from cloister.privacy.secagg.group import Group
 from cloister.privacy.secagg.masks import Words
 from cloister.privacy.secagg.messages import (
     Advertise,

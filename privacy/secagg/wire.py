@@ -13,8 +13,8 @@ from cloister.errors import SecureSumError
 MAGIC, VERSION = b"CSA", 1
 DIGEST = 32
 """Bytes of a digest, a key and a session's identity."""
-SIGNATURE = 64
-"""Bytes of an Ed25519 signature."""
+HEADER = 9 + DIGEST
+"""Bytes before what differs between kinds."""
 
 
 class Kind(IntEnum):
