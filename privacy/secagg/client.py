@@ -2,10 +2,10 @@
 
     new -> advertised -> shared -> masked -> confirmed -> done          each also -> aborted
 
-A session lives in the memory of one process, and there only: it cannot be saved, copied or pickled, and a client that
-starts again in the middle of a round has dropped out of it. Anything that is not the next message, or is not what an
-honest server sends, ends the session: secrets are wiped and the rest of the round is refused. Secrets are wiped as soon
-as nothing needs them, most of them before the masked vector leaves.
+A session is in one place: it cannot be copied or pickled, only moved as a whole (:mod:`.kept`), and a client that lost
+it in the middle of a round has dropped out. Anything that is not the next message, or is not what an honest server
+sends, ends the session: secrets are wiped and the rest of the round is refused. Secrets are wiped as soon as nothing
+needs them, most of them before the masked vector leaves.
 
 Source: Bonawitz et al. 2017, figure 4 (malicious server); Bell et al. 2020 for the k-regular graph.
 """
