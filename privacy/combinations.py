@@ -6,8 +6,9 @@ clips, buffers, sparsification and BatchNorm as rows.
 
 from typing import TYPE_CHECKING
 
+from cloister.privacy.events import Relation, Sampler
 from cloister.privacy.facts import Facts, Rule
-from cloister.privacy.settings import Mechanism, Weighting
+from cloister.privacy.settings import Weighting
 
 if TYPE_CHECKING:
     from cloister.privacy.plan import Plan
@@ -158,11 +159,16 @@ _TRANSPORT = (
         "rounds with a fixed cohort for each buffer; or aggregation plain",
     ),
     Rule(
-        lambda plan, facts: plan.central and facts.asynchronous and plan.mechanism is not Mechanism.MATRIX,
-        "a client may be in one buffer twice and in several at once, while the plan counts one clipped update of a "
-        "drawn client in a round",
-        'plan.mechanism = "matrix" with sampler min-separation, so that a client waits until its last update is out; '
-        'plan.trust = "local"; or synchronous rounds',
+        lambda plan, facts: plan.central and facts.asynchronous and plan.sampler is not Sampler.ALL,
+        "a client is in a buffer once it has answered: nobody draws it and nobody makes it pause, so it can be in "
+        "every buffer, which draws by {plan.sampler} do not count",
+        'plan.sampler = "all", which counts every client once in every buffer (a matrix with separation = 1 and '
+        'participations = 0); plan.trust = "local"; or synchronous rounds',
+    ),
+    Rule(
+        lambda plan, facts: plan.central and facts.asynchronous and plan.relation is Relation.ADD_REMOVE,
+        "a buffer closes after a number of replies, so a client that is added or removed changes who else is in it",
+        'plan.relation = "zero-out" where it is public who answers and when, or "replace-one"; or synchronous rounds',
     ),
     Rule(
         lambda plan, facts: plan.noisy and facts.compression == "top-k",

@@ -26,7 +26,8 @@ class Facts:
     round or a setting is chosen by results on private records. ``searches``: each client tunes its learning rate or
     stops early by its private records. ``robust``: the rule that replaces the mean. ``compression``: of updates ("",
     "top-k", "random-k" by public draws, "quantised", ...); ``clip_after``: the clip sees the decompressed update.
-    ``aggregation``: "plain" or "secure". ``asynchronous``: updates are buffered and may be stale. ``unit_ids``: every
+    ``aggregation``: "plain" or "secure". ``asynchronous``: updates are buffered and may be stale, at most one of each
+    client in one buffer; a round is one buffer. ``unit_ids``: every
     record names its session and subject. ``subjects_per_record``: most people in one record; ``public_graph``: who is
     in which record is public. ``failures``: what leaves a client that fails on its own data ("zero": the zero update,
     "error"). ``root_data``: the server trains on data of its own that are neither public nor consented to.

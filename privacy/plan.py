@@ -39,8 +39,8 @@ class Plan(Table):
     ``unit``, ``relation``: what two neighbouring data sets differ in. ``mechanism``, ``trust``: what is noised and by
     whom. ``sampler``, ``rate``: how the units of a step (dp-sgd) or the clients of a round (otherwise) are drawn, each
     with probability ``rate`` where that is Poisson; else ``sample_size`` of ``population``.
-    ``population``: clients in the federation, where clients are drawn. ``sample_size``, for Poisson steps of dp-sgd:
-    the public number by which a noisy sum is divided.
+    ``population``: clients in the federation, where clients are drawn. ``sample_size``, for Poisson steps of dp-sgd
+    and where all clients are counted: the public number by which a noisy sum is divided.
     ``sampled``, ``records``, ``steps``: of dp-sgd: what a step draws; the most records of one unit (in a step for
     ``units``, in all for ``records``); private steps in a round at one client.
     ``rounds``: of the run, 0 for the experiment's. ``clients``: the most clients that one unit can be on.

@@ -7,6 +7,7 @@ from typing import Any
 from cloister.clients.task import Task
 from cloister.simulations.experiment import Experiment, names, plain
 from cloister.simulations.record import Deviation
+from cloister.strategies.config import FedBuffConfig
 
 # What carries, watches and names a run changes no weight of it; the task itself speaks of model and training.
 _NO_METHOD = {"name", "title", "preset", "seed", "engine", "tracking", "data", "world", "baselines", "evaluate_every"}
@@ -22,6 +23,8 @@ def deviations(task: Task[Any], experiment: Experiment) -> list[Deviation]:
     own = [Deviation(**asdict(deviation)) for deviation in task.deviations()]
     if experiment.plan:
         own.append(_plan(experiment.plan))
+    if isinstance(experiment.strategy, FedBuffConfig):
+        own.append(_buffered(experiment.strategy))
     if experiment.name not in names():
         missing = Deviation(
             topic="experiment",
@@ -46,6 +49,16 @@ def _plan(plan: Mapping[str, Any]) -> Deviation:
         paper="none: updates and class centres leave as they are",
         run=f"mechanism {plan.get('mechanism', 'none')}, unit {plan.get('unit', 'subject')}",
         why="under private steps only losses of single records are used, and batches are drawn by secret coins",
+    )
+
+
+def _buffered(strategy: FedBuffConfig) -> Deviation:
+    return Deviation(
+        topic="aggregation",
+        paper="rounds: everybody is waited for",
+        run=f"buffers: a step after {strategy.buffer} replies, {strategy.concurrency} clients train at a time",
+        why="which replies meet in a buffer depends on when they arrive, so that the same seed on another engine or "
+        "machine, or resumed, gives other weights; one order of arrival gives the same, bit for bit",
     )
 
 

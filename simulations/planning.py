@@ -22,6 +22,7 @@ from cloister.server.book import Book
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.record import write_whole
 from cloister.strategies.base import BaseStrategy
+from cloister.strategies.config import FedBuffConfig
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.robust import Robust
 from cloister.strategies.secure import SecureAggregation
@@ -32,7 +33,8 @@ _OBJECTIVES = {"moon": ("moon",), "fedrcl": ("fedrcl",), "fedprox": (), "scaffol
 def plan_of(experiment: Experiment, task: Task[Any]) -> Plan:
     """Return the experiment's plan with what it leaves open filled in, and its noise calibrated to its budget.
 
-    Left open, ``rounds`` are the experiment's, ``population`` the number of clients where clients are drawn, and
+    Left open, ``rounds`` are the experiment's, ``population`` the number of clients where clients are drawn,
+    ``sample_size`` that of a buffer where the server noises buffers, and
     ``clients`` (on how many clients one unit can be) the worst case: all of them. Raises
     :class:`~cloister.errors.PlanError` for a plan without noise enough to say what it costs.
     """
@@ -43,6 +45,9 @@ def plan_of(experiment: Experiment, task: Task[Any]) -> Plan:
     open_values: dict[str, Any] = {"rounds": experiment.rounds}
     if not given.private_steps and not given.population:
         open_values["population"] = count
+    buffer = experiment.strategy.buffer if isinstance(experiment.strategy, FedBuffConfig) else 0
+    if given.central and given.sampler is Sampler.ALL and not given.sample_size:
+        open_values["sample_size"] = buffer  # the sum of a buffer is divided by its size, which is public
     if given.unit in (Unit.SESSION, Unit.SUBJECT) and "clients" not in experiment.plan:
         open_values["clients"] = count
     if given.secure is not None and given.secure.size == 0:
@@ -105,7 +110,8 @@ def facts(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
     """Return what experiment and task declare about themselves."""
     config, promise = experiment.strategy, task.protection()
     drawn = Sampler.ALL if config.fraction == 1 and config.cohort_size is None else Sampler.WITHOUT_REPLACEMENT
-    if plan.central:  # the strategy draws the cohort by the plan, with the server's secret
+    asynchronous = isinstance(config, FedBuffConfig)
+    if plan.central and not asynchronous:  # the strategy draws the cohort by the plan, with the server's secret
         drawn = plan.sampler
     return Facts(
         strategy=config.name,
@@ -126,6 +132,7 @@ def facts(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
         selection=bool(experiment.selection),
         robust=config.name if isinstance(strategy, Robust) else "",
         aggregation="plain" if plan.secure is None else "secure",
+        asynchronous=asynchronous,
     )
 
 

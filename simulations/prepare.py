@@ -25,6 +25,7 @@ from cloister.simulations.engines.grid import Nodes
 from cloister.simulations.experiment import Experiment
 from cloister.simulations.origin import under
 from cloister.strategies.base import BaseStrategy
+from cloister.strategies.config import FedBuffConfig
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.registry import build
 from cloister.strategies.secure import SecureAggregation
@@ -210,10 +211,12 @@ def _layouts(experiment: Experiment) -> Sequence[str]:
 def _check_cohort(strategy: BaseStrategy, clients: int) -> None:
     """Raise ConfigError for a cohort or a quorum that this many clients can never make up."""
     config = strategy.config
-    asked = config.cohort_size or max(1, int(config.fraction * clients + 1e-9))
+    buffer = config.buffer if isinstance(config, FedBuffConfig) else 0
+    asked = buffer or config.cohort_size or max(1, int(config.fraction * clients + 1e-9))
     needed = config.quorum.required(min(asked, clients), strategy.least_replies())
     for key, least, most in (
         ("strategy.cohort_size", config.cohort_size or 0, clients),
+        ("strategy.buffer", buffer, clients),
         ("strategy.quorum.nodes", config.quorum.nodes, clients),
         ("strategy.quorum.replies", needed, asked),
     ):

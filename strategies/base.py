@@ -29,7 +29,7 @@ from cloister.strategies.fold import Fold, MeanFold, Pairs, check_model, finite,
 from cloister.strategies.inbox import Inbox
 from cloister.strategies.private import CentralPrivacy
 from cloister.strategies.quorum import ending, shortfall
-from cloister.strategies.rounds import RoundResult, StrategyResult, Traffic, means
+from cloister.strategies.rounds import Outcome, RoundResult, Stopwatch, StrategyResult, Traffic, means
 from cloister.strategies.secure import MaskedRules, SecureAggregation, SecureMean, SecureRound
 from cloister.strategies.validation import EvaluationRules, Reply, ReplyRules, sizes
 
@@ -202,9 +202,7 @@ class BaseStrategy(Strategy):
         current = views(arrays)
         check_model(self.groups, current)
         cohort = self._cohort(grid, server_round)
-        releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
-        scalars = {**self.scalars(), **self._bound()}
-        record = ConfigRecord({**config, "server-round": server_round, "releases": releases, **scalars})
+        record = self._train_record(server_round, config)
         if self.secure is not None:
             self._summed = self.secure.open(grid, server_round, cohort, current, record)
             cohort = self._summed.cohort
@@ -307,6 +305,21 @@ class BaseStrategy(Strategy):
 
     # The steps of a round, for the loop
 
+    def train(
+        self,
+        grid: Grid,
+        number: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        timeout_s: float,
+        watch: Stopwatch,
+    ) -> RoundResult:
+        """Return round ``number`` on ``arrays``, trained over ``grid``: all are asked, and waited for, together."""
+        return loop.train(self, grid, number, arrays, config, timeout_s, watch)
+
+    def leave(self, grid: Grid) -> None:
+        """Take back what was asked and is no longer wanted: called once when a run ends, however it ends."""
+
     def opened(self, number: int) -> OpenRound:
         """Return the round that :meth:`configure_train` opened; raises RunError if it is not this one."""
         if self._open is None or self._open.number != number:
@@ -325,15 +338,29 @@ class BaseStrategy(Strategy):
         ``missing``: why there is no reply, by place in the cohort.
         """
         opened, self._open = self.opened(number), None
-        inbox, cohort = opened.inbox, opened.cohort
+        inbox = opened.inbox
         inbox.close(missing)
+        traffic = {
+            name: Traffic(down=opened.down.get(name, {}), up=inbox.traffic.get(name, {})) for name in inbox.outcomes
+        }
+        return self.settle(number, opened.arrays, opened.cohort, opened.fold, inbox.outcomes, traffic)
+
+    def settle(
+        self,
+        number: int,
+        arrays: ArrayRecord,
+        cohort: Cohort,
+        fold: Fold,
+        outcomes: Mapping[str, Outcome],
+        traffic: Mapping[str, Traffic],
+    ) -> RoundResult:
+        """Return round ``number`` on ``arrays``; with enough valid ``outcomes``, what ``fold`` makes of them."""
         # Under central noise the mean of what clients report is a release of its own; the bound in force is not.
-        metrics = self._bound() or means(inbox.outcomes)
-        arrays = opened.arrays
-        void = self._void_reason(opened)
+        metrics = self._bound() or means(outcomes)
+        void = self._void_reason(number, cohort, outcomes)
         if not void:
             try:
-                finished = finite(opened.fold.finish(), number)
+                finished = finite(fold.finish(), number)
             except SecureSumError as error:  # too few were left to open it: nothing was learned
                 void = str(error.args[0])
                 _LOG.warning("round %d is void: %s", number, void)
@@ -346,12 +373,10 @@ class BaseStrategy(Strategy):
         return RoundResult(
             number=number,
             void=void,
-            cohort=tuple(inbox.outcomes),
-            outcomes=inbox.outcomes,
+            cohort=tuple(outcomes),
+            outcomes=outcomes,
             metrics=metrics,
-            traffic={
-                name: Traffic(down=opened.down.get(name, {}), up=inbox.traffic.get(name, {})) for name in inbox.outcomes
-            },
+            traffic=traffic,
             arrays=arrays,
             client_arrays=self.client_arrays(),
         )
@@ -362,24 +387,14 @@ class BaseStrategy(Strategy):
         if result.void and self.void_rounds >= limit:
             raise QuorumError(ending(result.void, self.void_rounds, limit))
 
+    def _train_record(self, number: int, config: ConfigRecord) -> ConfigRecord:
+        releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
+        scalars = {**self.scalars(), **self._bound()}
+        return ConfigRecord({**config, "server-round": number, "releases": releases, **scalars})
+
     def _open_inbox(self, cohort: Cohort, arrays: ArrayRecord, fold: Fold) -> Inbox:
-        current = views(arrays)
         for exchange in self.exchanges:
-            exchange.begin(current)
-        rules: ReplyRules | MaskedRules = (
-            MaskedRules()
-            if self.secure
-            else ReplyRules(
-                arrays=current,
-                measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
-                variances=variances(self.groups, self.pooled) & set(current),
-                sent=lambda client: self.payload(client, arrays),
-                limits=self._limits(),
-                extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
-                steps=self.needs_steps,
-                commit=self.commits,
-            )
-        )
+            exchange.begin(views(arrays))
 
         def take(reply: Reply) -> None:
             for exchange in self.exchanges:
@@ -388,7 +403,20 @@ class BaseStrategy(Strategy):
             for exchange in self.exchanges:
                 exchange.add(reply, self.weigh(reply))
 
-        return Inbox(cohort, rules.read, take)
+        return Inbox(cohort, MaskedRules().read if self.secure else self._rules(arrays).read, take)
+
+    def _rules(self, arrays: ArrayRecord) -> ReplyRules:
+        current = views(arrays)
+        return ReplyRules(
+            arrays=current,
+            measured=frozenset(name for name in current if self.groups[name] is Group.SHARED),
+            variances=variances(self.groups, self.pooled) & set(current),
+            sent=lambda client: self.payload(client, arrays),
+            limits=self._limits(),
+            extras={kind: extra for exchange in self.exchanges for kind, extra in exchange.accepts.items()},
+            steps=self.needs_steps,
+            commit=self.commits,
+        )
 
     def _bound(self) -> dict[str, float]:
         """Return the clip bound in force, where the noise of a round is relative to it."""
@@ -401,24 +429,26 @@ class BaseStrategy(Strategy):
         limits = self.config.limits
         return limits if self.privacy is None else limits.model_copy(update={"max_norm": self.privacy.most})
 
-    def _void_reason(self, opened: OpenRound) -> str:
-        cohort, inbox = opened.cohort, opened.inbox
-        asked = self.config.cohort_size or cohort.asked
+    def _void_reason(self, number: int, cohort: Cohort, outcomes: Mapping[str, Outcome]) -> str:
+        asked = self._expected(cohort)
         required = self.config.quorum.required(asked, self.least_replies())
         if self.privacy is not None and self.secure is None:  # whether it counts must not depend on who took part
             required = int(bool(cohort.problem))
-        failures = {name: outcome.reason for name, outcome in inbox.outcomes.items() if not outcome.accepted}
+        failures = {name: outcome.reason for name, outcome in outcomes.items() if not outcome.accepted}
         for name, reason in failures.items():
-            _LOG.info("round %d: client %s is left out: %s", opened.number, name, reason)
-        if inbox.accepted >= required:
+            _LOG.info("round %d: client %s is left out: %s", number, name, reason)
+        accepted = len(outcomes) - len(failures)
+        if accepted >= required:
             return ""
         if cohort.problem:
             failures["cohort"] = cohort.problem
-        void = shortfall(
-            round=opened.number, required=required, asked=asked, failures=failures, accepted=inbox.accepted
-        )
+        void = shortfall(round=number, required=required, asked=asked, failures=failures, accepted=accepted)
         _LOG.warning("%s", void)
         return void
+
+    def _expected(self, cohort: Cohort) -> int:
+        """Return how many replies a round is to have, of which the quorum is a share."""
+        return self.config.cohort_size or cohort.asked
 
     def _cohort(self, grid: Grid, number: int) -> Cohort:
         privacy, size = self.privacy, self.config.cohort_size

@@ -241,6 +241,35 @@ class FedAdagradConfig(CentredConfig):
     tau: PositiveFloat = 1e-3
 
 
+class FedBuffConfig(StrategyConfig):
+    """Buffered asynchronous averaging (Nguyen et al., AISTATS 2022); a round is one step of the server.
+
+    ``concurrency``: clients that train at the same time; whoever answers is asked again, or others who have waited
+    longer. ``buffer``: replies of as many clients that make a step, before ``quorum.deadline_s`` has passed, which is
+    also how long one reply may take. ``learning_rate``: of the step. A reply to a model that is s steps old weighs
+    ``(1 + s) ** -staleness_exponent`` (0.5: the paper's; 0: all the same), and none beyond ``most_staleness`` counts.
+    """
+
+    name: Literal["fedbuff"] = "fedbuff"
+    weighting: Literal["examples", "uniform", "sqrt"] = "uniform"
+    concurrency: PositiveInt = 8
+    buffer: PositiveInt = 4
+    learning_rate: PositiveFloat = 1.0
+    staleness_exponent: NonNegativeFloat = 0.5
+    most_staleness: NonNegativeInt = 20
+
+    @model_validator(mode="after")
+    def _check_asynchronous(self) -> Self:
+        if self.cohort_size is not None or self.fraction < 1:
+            raise ValueError("concurrency says how many are asked: leave cohort_size out and fraction at 1")
+        if self.evaluate_fraction > 0:
+            raise ValueError("clients are training at all times: leave evaluate_fraction at 0, the server evaluates")
+        replies = self.quorum.replies
+        if isinstance(replies, int) and replies > self.buffer:
+            raise ValueError(f"quorum.replies = {replies} can never be met by buffer = {self.buffer}")
+        return self
+
+
 class RobustConfig(StrategyConfig):
     """A rule that survives ``malicious`` hostile clients of a round, whatever they send.
 

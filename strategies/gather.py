@@ -1,6 +1,6 @@
 """Messages out, replies in as they arrive, until all have replied or the deadline has passed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -25,7 +25,7 @@ def gather(
     is waited for instead of polled, one that has ``cancel(message_ids)`` is told which replies are no longer wanted.
     Returns why a reply is missing, by position.
     """
-    waiting = _push(grid, messages)
+    waiting = push(grid, messages)
     missing = dict.fromkeys(set(range(len(messages))) - set(waiting.values()), UNSENT)
     while waiting and clock() < deadline:
         replies = list(grid.pull_messages(waiting.keys()))
@@ -38,14 +38,13 @@ def gather(
                 deliver(position, reply)
             del reply
         if waiting and not answered:
-            _pause(grid, deadline - clock(), sleep)
-    cancel: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)
-    if waiting and cancel is not None:
-        cancel(list(waiting))
+            pause(grid, deadline - clock(), sleep)
+    cancel(grid, waiting)
     return missing | dict.fromkeys(waiting.values(), LATE)
 
 
-def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
+def push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
+    """Send ``messages`` and return the place of each that could be sent by its identifier."""
     # Flower's grids mark a failed message by None or leave it out of the list; each message carries its own id too.
     identifiers = list(grid.push_messages(messages))
     if len(identifiers) != len(messages):
@@ -55,7 +54,15 @@ def _push(grid: Grid, messages: Sequence[Message]) -> dict[str, int]:
     return {identifier: position for position, identifier in enumerate(identifiers) if identifier}
 
 
-def _pause(grid: Grid, left: float, sleep: Callable[[float], None]) -> None:
+def cancel(grid: Grid, identifiers: Collection[str]) -> None:
+    """Tell a grid that can be told which replies are no longer wanted."""
+    told: Callable[[list[str]], None] | None = getattr(grid, "cancel", None)
+    if identifiers and told is not None:
+        told(list(identifiers))
+
+
+def pause(grid: Grid, left: float, sleep: Callable[[float], None]) -> None:
+    """Wait until a reply may be there, ``left`` seconds at most."""
     wait: Callable[[float], None] | None = getattr(grid, "wait", None)
     if left > 0:
         if wait is not None:

@@ -73,22 +73,24 @@ class Inbox:
     def _advance(self) -> None:
         while self._turn < len(self._clients) and (name := self._clients[self._turn].name) in self._buffer:
             self._turn += 1
-            self.outcomes[name] = self._settle(self._buffer.pop(name))
+            self.outcomes[name] = settled(self._buffer.pop(name), self._fold)
 
-    def _settle(self, reply: Reply | str) -> Outcome:
-        if isinstance(reply, str):
-            return Outcome(accepted=False, reason=reply)
-        try:
-            if self._fold is not None:
-                self._fold(reply)
-        except ReleaseError as error:
-            return Outcome(accepted=False, reason=str(error.args[0]), digest=reply.digest, head=reply.head)
-        return Outcome(
-            accepted=True,
-            examples=reply.examples,
-            steps=reply.steps,
-            norm=reply.norm,
-            metrics=reply.metrics,
-            digest=reply.digest,
-            head=reply.head,
-        )
+
+def settled(reply: Reply | str, fold: Callable[[Reply], None] | None) -> Outcome:
+    """Return what becomes of a client once ``fold`` has taken its reply, or of one whose reason is all there is."""
+    if isinstance(reply, str):
+        return Outcome(accepted=False, reason=reply)
+    try:
+        if fold is not None:
+            fold(reply)
+    except ReleaseError as error:
+        return Outcome(accepted=False, reason=str(error.args[0]), digest=reply.digest, head=reply.head)
+    return Outcome(
+        accepted=True,
+        examples=reply.examples,
+        steps=reply.steps,
+        norm=reply.norm,
+        metrics=reply.metrics,
+        digest=reply.digest,
+        head=reply.head,
+    )

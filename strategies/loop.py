@@ -33,22 +33,25 @@ def run(
     result = StrategyResult(arrays=arrays, client_arrays=strategy.client_arrays())
     if rounds.start == 1:
         _note(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, arrays))
-    for number in rounds:
-        watch = Stopwatch(strategy.clock)
-        done = _train(strategy, grid, number, result.arrays, train_config, timeout_s, watch)
-        with watch.stage("evaluate"):
-            done = _evaluate(strategy, grid, done, evaluate_config, timeout_s, evaluate_fn)
-        done = replace(done, seconds=dict(watch.seconds))
-        result.arrays, result.client_arrays = done.arrays, dict(done.client_arrays)
-        _note(result.train_metrics_clientapp, number, done.metrics)
-        _note(result.evaluate_metrics_clientapp, number, done.evaluation)
-        _note(result.evaluate_metrics_serverapp, number, done.server_evaluation)
-        on_round(done)
-        strategy.end_if_stuck(done)
+    try:
+        for number in rounds:
+            watch = Stopwatch(strategy.clock)
+            done = strategy.train(grid, number, result.arrays, train_config, timeout_s, watch)
+            with watch.stage("evaluate"):
+                done = _evaluate(strategy, grid, done, evaluate_config, timeout_s, evaluate_fn)
+            done = replace(done, seconds=dict(watch.seconds))
+            result.arrays, result.client_arrays = done.arrays, dict(done.client_arrays)
+            _note(result.train_metrics_clientapp, number, done.metrics)
+            _note(result.evaluate_metrics_clientapp, number, done.evaluation)
+            _note(result.evaluate_metrics_serverapp, number, done.server_evaluation)
+            on_round(done)
+            strategy.end_if_stuck(done)
+    finally:
+        strategy.leave(grid)
     return result
 
 
-def _train(
+def train(
     strategy: "BaseStrategy",
     grid: Grid,
     number: int,
@@ -57,6 +60,7 @@ def _train(
     timeout_s: float,
     watch: Stopwatch,
 ) -> RoundResult:
+    """Return one round in which all are asked together, and waited for until ``timeout_s`` seconds have passed."""
     with watch.stage("configure"):
         messages = strategy.configure_train(number, arrays, config, grid)
     opened = strategy.opened(number)
@@ -86,7 +90,7 @@ def _evaluate(
     inbox.close(missing)
     traffic = dict(done.traffic)
     for client, message in zip(opened.cohort.clients, messages, strict=True):
-        traffic[client.name] = traffic.get(client.name, Traffic()).with_down(sizes(message.content))
+        traffic[client.name] = traffic.get(client.name, Traffic()).plus(Traffic(down=sizes(message.content)))
     return replace(
         done,
         traffic=traffic,

@@ -10,6 +10,7 @@ from cloister.randomness import SeedTree
 from cloister.strategies.adaptive import FedAvgM, FedOpt
 from cloister.strategies.averaging import FedAvg, FedBN, FedNova, FedProx, FedRCL, Moon
 from cloister.strategies.base import BaseStrategy
+from cloister.strategies.buffered import FedBuff
 from cloister.strategies.centres import CentreExchange
 from cloister.strategies.config import AlignedCentres, CentredConfig, StrategyConfig
 from cloister.strategies.exchange import Exchange
@@ -34,6 +35,7 @@ STRATEGIES: Mapping[str, type[BaseStrategy]] = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     "fedadagrad": FedOpt,
+    "fedbuff": FedBuff,
     "fedmedian": Robust,
     "fedtrimmedavg": Robust,
     "meamed": Robust,

@@ -11,10 +11,12 @@ import numpy as np
 
 from cloister.errors import ConfigError
 from cloister.flower import NDArray
-from cloister.strategies.base import BaseStrategy, OpenRound
+from cloister.strategies.base import BaseStrategy
+from cloister.strategies.cohort import Cohort
 from cloister.strategies.config import CentredClippingConfig, FLTrustConfig, RobustConfig
 from cloister.strategies.fold import Fold, Pairs, trainable
 from cloister.strategies.mixing import prepared, replies_for
+from cloister.strategies.rounds import Outcome
 from cloister.strategies.rules import NEEDS, RULES
 from cloister.strategies.validation import Reply
 
@@ -110,15 +112,13 @@ class FLTrust(Robust):
         others = {client: row for client, row in rows.items() if client != root}
         return super().combine(number, others, root=rows[root], **given)
 
-    def _void_reason(self, opened: OpenRound) -> str:
-        root, void = self.config.root, super()._void_reason(opened)
-        outcome = opened.inbox.outcomes.get(root)
+    def _void_reason(self, number: int, cohort: Cohort, outcomes: Mapping[str, Outcome]) -> str:
+        root, void = self.config.root, super()._void_reason(number, cohort, outcomes)
+        outcome = outcomes.get(root)
         if void or (outcome is not None and outcome.accepted):
             return void
-        reason = (
-            outcome.reason if outcome else f"no client of that name was asked, but {', '.join(opened.inbox.outcomes)}"
-        )
-        return f"round {opened.number} is void: expected a valid reply of the root client {root!r}: {reason}"
+        reason = outcome.reason if outcome else f"no client of that name was asked, but {', '.join(outcomes)}"
+        return f"round {number} is void: expected a valid reply of the root client {root!r}: {reason}"
 
 
 class _RobustFold(Fold):

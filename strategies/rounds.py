@@ -37,10 +37,9 @@ class Traffic:
     down: Mapping[str, int] = field(default_factory=dict)
     up: Mapping[str, int] = field(default_factory=dict)
 
-    def with_down(self, more: Mapping[str, int]) -> "Traffic":
-        """Return this with ``more`` bytes sent."""
-        kinds = {kind: self.down.get(kind, 0) + more.get(kind, 0) for kind in (*self.down, *more)}
-        return Traffic(down=kinds, up=self.up)
+    def plus(self, more: "Traffic") -> "Traffic":
+        """Return the sum of this and ``more``."""
+        return Traffic(down=_added(self.down, more.down), up=_added(self.up, more.up))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,9 @@ class RoundResult:
     """Everything that is known of a finished round.
 
     ``void``: why the round did not count ("" if it did). ``seconds``: per stage of :data:`STAGES`. ``cohort``: names
-    of all clients drawn, in canonical order; ``outcomes`` and ``traffic`` are keyed by them. ``metrics``: means over
-    accepted clients, weighted by examples. ``client_evaluation`` and ``evaluation``: from the clients' own held-out
+    of all clients drawn, in canonical order; ``outcomes`` and ``traffic`` are keyed by them (traffic also by clients
+    that an asynchronous strategy asked and that go on training). ``metrics``: means over accepted clients, weighted by
+    examples. ``client_evaluation`` and ``evaluation``: from the clients' own held-out
     data (per client, and the mean); ``server_evaluation``: from ``evaluate_fn``. ``arrays``: the model after the
     round; ``client_arrays``: one per client, where the strategy keeps one per client.
     """
@@ -96,6 +96,10 @@ class Stopwatch:
             self.seconds[name] += spent - self._open.pop()
             if self._open:
                 self._open[-1] += spent
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {kind: one.get(kind, 0) + other.get(kind, 0) for kind in (*one, *other)}
 
 
 def means(outcomes: Mapping[str, Outcome]) -> dict[str, float]:

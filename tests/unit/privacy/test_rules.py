@@ -42,6 +42,7 @@ MATRIX: dict[str, Any] = {
     "rate": 1.0,
     "matrix": {"separation": 4, "bands": 4},
 }
+BUFFERS: dict[str, Any] = {**CLIENT, "sampler": "all", "rate": 1.0, "sample_size": 100, "relation": "zero-out"}
 LOCAL: dict[str, Any] = {**CLIENT, "trust": "local", "sampler": "all", "rate": 1.0}
 EXAMPLE: dict[str, Any] = {**SUBJECT, "unit": "example", "sampled": "records", "records": 1, "clients": 1}
 GROUPS: dict[str, Any] = {**SUBJECT, "sampled": "records", "records": 20}
@@ -84,7 +85,15 @@ SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"clients": 10},
     ),
     "client noise by each client": (LOCAL, {"robust": "krum", "asynchronous": True}),
-    "matrix": (MATRIX, {"asynchronous": True}),
+    "matrix": (MATRIX, {}),
+    "buffers, each client once in each": (BUFFERS, {"asynchronous": True}),
+    "buffers, one client replaced": ({**BUFFERS, "relation": "replace-one"}, {"asynchronous": True}),
+    "buffers, adaptive clip": ({**BUFFERS, "clip": {"kind": "adaptive"}}, {"asynchronous": True}),
+    "buffers, matrix": (
+        {**BUFFERS, "mechanism": "matrix", "matrix": {"separation": 1, "bands": 4}},
+        {"asynchronous": True},
+    ),
+    "buffers of private clients": (SUBJECT, {"asynchronous": True}),
     "subjects": (SUBJECT, {"normalisation": "group"}),
     "subjects on one client": ({**SUBJECT, "clients": 1}, {"disjoint": True}),
     "subjects, with a robust rule behind": (SUBJECT, {"robust": "multikrum"}),
@@ -204,7 +213,24 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "root data": (SUBJECT, {"root_data": True}, "root set", "public or consented"),
     "robust in secret": (NONE, {"robust": "krum", "aggregation": "secure"}, "krum needs single", "geometric-median"),
     "stale masks": (NONE, {"asynchronous": True, "aggregation": "secure"}, "masks cancel", "fixed cohort"),
-    "stale updates": (CLIENT, {"asynchronous": True}, "in one buffer twice", 'mechanism = "matrix"'),
+    "drawn buffers": (
+        {**CLIENT, "relation": "zero-out"},
+        {"asynchronous": True},
+        "nobody draws it .* draws by poisson do not count",
+        'plan.sampler = "all", which counts every client once in every buffer',
+    ),
+    "buffers with a pause": (
+        {**MATRIX, "relation": "zero-out"},
+        {"asynchronous": True},
+        "nobody makes it pause",
+        "separation = 1",
+    ),
+    "buffers of a secret number": (
+        {**BUFFERS, "relation": "add-remove"},
+        {"asynchronous": True},
+        "closes after a number of replies",
+        'plan.relation = "zero-out"',
+    ),
     "largest entries": (SUBJECT, {"compression": "top-k"}, "which entries are the largest", "random-k"),
     "largest entries in secret": (
         NONE,
@@ -331,12 +357,17 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, bool]]] = {
         {},
         {"secure": True, "central": True, "both": True, "compression": True},
     ),
+    "adaptive clip per buffer": (
+        {**BUFFERS, "clip": {"kind": "adaptive"}},
+        {},
+        {"buffer": True},
+    ),
     "fedbuff": (
         NONE,
         {"asynchronous": True},
         {"secure": False, "central": False, "both": False, "robust": True, "compression": True},
     ),
-    "fedbuff, each client waits": (MATRIX, {"asynchronous": True}, {"central": True, "compression": True}),
+    "fedbuff, each client once in each": (BUFFERS, {"asynchronous": True}, {"central": True, "compression": True}),
     "top-k": (
         NONE,
         {"compression": "top-k"},

@@ -28,12 +28,18 @@ def test_the_name_chooses_the_class_on_its_own_and_inside_another_configuration(
     assert Experiment.parse({"strategy": config}, "x.toml").strategy is config
 
 
-@pytest.mark.parametrize("name", sorted(set(StrategyConfig.kinds) - {"fltrust"}))
+@pytest.mark.parametrize("name", sorted(set(StrategyConfig.kinds) - {"fltrust", "fedbuff"}))
 @pytest.mark.parametrize("more", [{}, {"cohort_size": 5}, {"fraction": 0.5, "quorum": {"replies": 2}}])
 def test_what_is_printed_can_be_parsed_again(name: str, more: dict[str, Any]) -> None:
     experiment = Experiment.parse({"strategy": {"name": name, **more}}, "x.toml")
     assert Experiment.parse(experiment.model_dump(), "printed") == experiment
     assert Experiment.model_validate_json(experiment.model_dump_json()) == experiment
+
+
+@pytest.mark.parametrize("more", [{}, {"concurrency": 9, "buffer": 2, "quorum": {"replies": 2}}])
+def test_settings_of_buffers_are_printed_and_parsed_again(more: dict[str, Any]) -> None:
+    experiment = Experiment.parse({"strategy": {"name": "fedbuff", **more}}, "x.toml")
+    assert Experiment.parse(experiment.model_dump(), "printed") == experiment
 
 
 @pytest.mark.parametrize("name", ["fltrust", "bulyan"])

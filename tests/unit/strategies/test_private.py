@@ -271,7 +271,7 @@ def test_a_server_optimiser_steps_on_the_noisy_mean(lab: SimpleNamespace) -> Non
     np.testing.assert_allclose(views(ran.rounds[1].arrays)["b"], two + 0.5 * one, rtol=1e-4, atol=1e-6)
 
 
-NOISED = {"fedavg", "fedprox", "moon", "fedrcl", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+NOISED = {"fedavg", "fedprox", "moon", "fedrcl", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedbuff"}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
