@@ -13,7 +13,7 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from cloister.clients.policy import code_digest
 from cloister.errors import ConfigError, PlanError
 from cloister.flower import array_record, dump, view
-from cloister.privacy.carried import QUERY
+from cloister.privacy.carried import QUERY, ROWS
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.plan import Plan
 from cloister.privacy.settings import ClipKind
@@ -26,7 +26,8 @@ class Request:
 
     ``kind``: "train", "evaluate", or "query" for a message of a secure sum. ``run`` names the run, ``round`` counts
     from 1 to ``rounds``. ``kinds``: what the client is asked to release. ``norm``: the clip bound in force (infinite
-    where nothing is clipped). ``server``: who the client is connected to, as the client itself knows it.
+    where nothing is clipped). ``server``: who the client is connected to, as the client itself knows it. ``rows``:
+    (classes, width) of class centres that go into the secure sum, if any do.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Request:
     kinds: frozenset[str]
     norm: float
     server: str
+    rows: tuple[int, int] | None = None
 
     @property
     def unit(self) -> Unit:
@@ -109,6 +111,7 @@ class Request:
             kinds=_released(kind, plan) | (asked if kind == "train" else frozenset()),
             norm=_bound(plan, config),
             server=server,
+            rows=_rows(config),
         )
 
 
@@ -118,6 +121,15 @@ def _released(kind: str, plan: Plan) -> frozenset[str]:
         return frozenset({"metrics"})
     weights = "arrays" if plan.secure is None else "masked"
     return frozenset({weights, "metrics"}) if kind == "train" else frozenset({weights})
+
+
+def _rows(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    found = config.get(ROWS)
+    if found is None:
+        return None
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and 0 < n < 1 << 24 for n in found):
+        raise ConfigError(f"{ROWS} in the message: expected two positive integers, found {str(found)[:60]}")
+    return found[0], found[1]
 
 
 def config_of(message: Message) -> dict[str, Any]:

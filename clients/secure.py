@@ -84,7 +84,12 @@ class Part:
         request, session = self.request, self._take()
         shapes = {name: values.shape for name, values in arrays.items()}
         expected = RoundSum(
-            plan=request.plan, run=request.run, number=request.round, shapes=shapes, clip=request.norm
+            plan=request.plan,
+            run=request.run,
+            number=request.round,
+            shapes=shapes,
+            clip=request.norm,
+            rows=request.rows,
         ).terms
         if session.terms != expected:
             session.abort()

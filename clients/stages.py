@@ -38,23 +38,28 @@ def staged(
     arrays, centres = content.get("arrays"), content.get("centres")
     kept = RecordDict() if plan.noisy or plan.secure else content
     update: _Update | None = None
+    events = tuple[Event, ...]()
+    if isinstance(centres, ArrayRecord) and (plan.noisy or plan.centres is not None):
+        centres, events = noised(plan, views(centres), noise)
     if isinstance(arrays, ArrayRecord):
-        update = _Update(request, views(arrays), _examples(content), noise, seal)
+        summed = centres if request.rows and isinstance(centres, ArrayRecord) else None
+        update = _Update(request, views(arrays), _examples(content), noise, seal, summed)
         update.carry_out()
         kept.pop("arrays", None)
         kept.update({"arrays": arrays} if update.masked is None else {"masked": update.masked})
-    events = tuple[Event, ...]()
     if isinstance(centres, ArrayRecord):
-        if plan.noisy or plan.centres is not None:
-            centres, events = noised(plan, views(centres), noise)
-        kept["centres"] = centres
+        kept.pop("centres", None)
+        kept.update({"centres": centres} if request.rows is None else {})
     if kept is not content:
         kept["metrics"] = _public(plan, update.bit if update and plan.central and not plan.secure else None)
     return kept, events
 
 
 class _Update:
-    """The weights' changes on their way out. ``bit``: the un-clipped one; ``masked``: what leaves in their place."""
+    """The weights' changes on their way out. ``bit``: the un-clipped one; ``masked``: what leaves in their place.
+
+    ``centres``: class centres that go into the same sum.
+    """
 
     def __init__(
         self,
@@ -63,9 +68,10 @@ class _Update:
         examples: int,
         noise: NoiseSource | None,
         seal: Seal | None,
+        centres: ArrayRecord | None,
     ) -> None:
         self.request, self.arrays, self.examples = request, arrays, examples
-        self.noise, self.seal = noise, seal
+        self.noise, self.seal, self.centres = noise, seal, centres
         self.bit: float | None = None
         self.masked: ArrayRecord | None = None
         self._vector: Words | None = None
@@ -103,9 +109,16 @@ class _Update:
             raise ReleaseError("secure sum: expected the client's noise, to round by, found none")
         request = self.request
         shapes = {name: values.shape for name, values in self.arrays.items()}
-        part = RoundSum(plan=request.plan, run=request.run, number=request.round, shapes=shapes, clip=request.norm)
-        source = self.noise.fork("encode")
-        self._vector = part.encode(self.arrays, source, weight=weight, bit=self.bit or 0.0)
+        part = RoundSum(
+            plan=request.plan,
+            run=request.run,
+            number=request.round,
+            shapes=shapes,
+            clip=request.norm,
+            rows=request.rows,
+        )
+        source, centres = self.noise.fork("encode"), None if self.centres is None else views(self.centres)
+        self._vector = part.encode(self.arrays, source, weight=weight, bit=self.bit or 0.0, centres=centres)
 
     def _mask(self) -> None:
         if self._vector is None or self.seal is None:

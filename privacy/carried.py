@@ -16,6 +16,10 @@ MASKED = "masked"
 """The record that holds a masked vector, in place of the weights."""
 
 
+ROWS = "secure-rows"
+"""The configuration's key for (classes, width) of class centres that go into the sum."""
+
+
 def wrapped(message: bytes) -> ArrayRecord:
     """Return a message of the protocol as a record."""
     return array_record({"message": np.frombuffer(message, np.uint8)})

@@ -138,9 +138,14 @@ _ROBUST = (
 
 _TRANSPORT = (
     Rule(
-        lambda plan, facts: _secure(facts) and ", ".join(facts.releases),
+        lambda plan, facts: _secure(facts) and ", ".join(kind for kind in facts.releases if kind != "centres"),
         "{details} leave each client beside the secure sum, one by one",
         "switch them off in the strategy; or no [plan.secure]",
+    ),
+    Rule(
+        lambda plan, facts: _secure(facts) and plan.distributed and "centres" in facts.releases,
+        "class centres are no part of what the shares of noise are for",
+        'no centres in the strategy; or plan.trust = "local" with [plan.centres], which are then summed',
     ),
     Rule(
         lambda plan, facts: (

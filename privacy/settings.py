@@ -111,7 +111,8 @@ class Secure(Table):
     ``adversaries``, ``dropouts``: the shares of a cohort that may collude with the server, and that may drop out.
     ``server``: what it may do; see :class:`~cloister.privacy.secagg.parameters.Server`. ``minimum``: the fewest clients
     that a sum may be over. ``bits``: sums are modulo 2^bits. ``norm``: L2 norm to which vectors are bounded so that
-    they fit, 0 for that of the clip. ``noise``: what a client's share is drawn from, under distributed trust. ``size``:
+    they fit, 0 for that of the clip. ``centre_bound``: largest absolute value of an entry of a class centre, where
+    centres are summed too. ``noise``: what a client's share is drawn from, under distributed trust. ``size``:
     numbers in a vector, 0 for those of the experiment's model.
     """
 
@@ -121,6 +122,7 @@ class Secure(Table):
     minimum: Annotated[int, Field(ge=3)] = 3
     bits: Annotated[int, Field(ge=8, le=32)] = 32
     norm: NonNegativeFloat = 0.0
+    centre_bound: PositiveFloat = 1.0
     noise: Literal["skellam", "discrete-gaussian"] = "skellam"
     size: NonNegativeInt = 0
 

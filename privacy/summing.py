@@ -71,18 +71,23 @@ def shares_of(plan: "Plan", clip: float = 0.0) -> Distributed:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """What a secure sum says: ``values`` by name, float64; the sum of ``weights``; of un-clipped ``bits``, noised."""
+    """What a secure sum says: ``values`` by name, float64; the sum of ``weights``; of un-clipped ``bits``, noised.
+
+    ``centres``: sums of class centres ``[C, D]`` and how many clients have one ``[C]``, where they are summed too.
+    """
 
     values: dict[str, Reals]
     weights: float
     bits: float = 0.0
+    centres: tuple[Reals, Reals] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSum:
     """The secure sum of round ``number`` of ``run``, over arrays of these ``shapes``; the same at everybody's.
 
-    ``clip``: the bound in force. Raises :class:`PlanError` for shapes that do not have the plan's size.
+    ``clip``: the bound in force. ``rows``: (classes, width) of class centres that are summed beside, each client's
+    counting as one. Raises :class:`PlanError` for shapes that do not have the plan's size.
     """
 
     plan: "Plan"
@@ -90,12 +95,14 @@ class RoundSum:
     number: int
     shapes: Mapping[str, tuple[int, ...]]
     clip: float
+    rows: tuple[int, int] | None = None
     layout: Layout = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Lay the vector out."""
-        object.__setattr__(self, "layout", Layout.of(self.shapes))
-        if (size := self.layout.size - 1) != secure_of(self.plan).size:
+        beside = {"centres": self.rows, "counts": self.rows[:1]} if self.rows else {}
+        object.__setattr__(self, "layout", Layout.of(self.shapes, beside))
+        if (size := self.layout.weighted) != secure_of(self.plan).size:
             raise PlanError(
                 f"plan.secure.size: expected {size}, the numbers in this model, found {secure_of(self.plan).size}; "
                 "server and client must use the same settings"
@@ -117,9 +124,20 @@ class RoundSum:
             server=secure.server,
         )
 
-    def encode(self, arrays: Mapping[str, Any], source: NoiseSource, *, weight: float, bit: float) -> Words:
-        """Return the integers that a client masks, of arrays that its stages made; ``source``: its own, secret."""
-        vector = self.layout.flatten(arrays)
+    def encode(
+        self,
+        arrays: Mapping[str, Any],
+        source: NoiseSource,
+        *,
+        weight: float,
+        bit: float,
+        centres: Mapping[str, Any] | None = None,
+    ) -> Words:
+        """Return the integers that a client masks, of arrays that its stages made; ``source``: its own, secret.
+
+        ``centres``: ``values`` ``[n, D]`` and ``labels`` ``[n]``, below the classes, as a client releases them.
+        """
+        vector = self.layout.flatten(arrays, self._beside(centres or {}))
         if self.plan.distributed:
             return self.shares.encode(vector, source, self._digest("rotation"), bit=bit)
         return self._fixed.encode(vector, weight, source)
@@ -128,7 +146,9 @@ class RoundSum:
         """Return the sum over so many clients; raises ``PrivacyError`` for what is none."""
         if not self.plan.distributed:
             vector, weights = self._fixed.decode(total, clients)
-            return Total(values=self.layout.unflatten(vector)[0], weights=weights)
+            values, beside = self.layout.unflatten(vector)
+            centres = (beside["centres"], np.round(beside["counts"])) if self.rows else None
+            return Total(values=values, weights=weights, centres=centres)
         said = self.shares.decode(total, self._digest("rotation"))
         return Total(values=self.layout.unflatten(said.vector)[0], weights=clients, bits=said.bits)
 
@@ -145,7 +165,25 @@ class RoundSum:
             clip=secure.norm or self.clip,
             clients=math.ceil(self.plan.cohort),
             weight_cap=self.plan.weight_cap if capped else 1.0,
+            unweighted=self.layout.unweighted,
+            unweighted_clip=max(secure.centre_bound, 1.0),
         )
+
+    def _beside(self, centres: Mapping[str, Any]) -> dict[str, Reals]:
+        """Return the entries for class centres: a row and a one for each identity that this client has."""
+        if self.rows is None:
+            return {}
+        values, counts = np.zeros(self.rows), np.zeros(self.rows[0])
+        if centres:
+            labels, found = np.asarray(centres["labels"]), np.asarray(centres["values"])
+            inside = labels.ndim == 1 and found.shape == (len(labels), self.rows[1])
+            if not inside or (labels.size and not 0 <= labels.min() <= labels.max() < self.rows[0]):
+                raise PlanError(
+                    f"class centres: expected labels below {self.rows[0]} and rows of {self.rows[1]}, found shape "
+                    f"{found.shape}; server and client must use the same settings"
+                )
+            values[labels], counts[labels] = found, 1.0
+        return {"centres": values, "counts": counts}
 
     def _digest(self, purpose: str) -> bytes:
         number = self.number if purpose == "rotation" else 0

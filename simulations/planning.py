@@ -127,7 +127,7 @@ def facts(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStr
         normalisation=promise.normalisation,
         coupling=promise.coupling,
         objectives=_OBJECTIVES.get(config.name, ()),
-        releases=tuple(sorted(kind for exchange in strategy.exchanges for kind in exchange.accepts)),
+        releases=tuple(sorted(kind for exchange in strategy.exchanges for kind in exchange.asked)),
         evaluation=config.evaluate_fraction > 0,
         selection=bool(experiment.selection),
         robust=config.name if isinstance(strategy, Robust) else "",

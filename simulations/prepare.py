@@ -56,6 +56,8 @@ class Prepared:
         model = spec.build(seeds.torch(purpose="model"))
         groups = spec.groups(model)
         check_groups(model, groups)
+        if secure is None:  # looked at, not run
+            secure = planning.secure_aggregation(self.plan, None, "", self.clients, 0.0)
         strategy = build(
             experiment.strategy,
             groups=groups,

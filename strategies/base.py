@@ -22,6 +22,7 @@ from cloister.models.spec import Group
 from cloister.privacy.carried import RECORD
 from cloister.randomness import SeedTree
 from cloister.strategies import loop
+from cloister.strategies.centres import SummedCentres
 from cloister.strategies.cohort import Cohort, assemble, draw
 from cloister.strategies.config import LimitsConfig, StrategyConfig
 from cloister.strategies.exchange import Exchange
@@ -96,12 +97,15 @@ class BaseStrategy(Strategy):
                 f"strategy {config.name}: expected a rule that takes the noisy mean of a central plan and nothing "
                 "else, found one that uses replies in other ways; choose fedavg without centres, or trust local"
             )
-        if secure is not None and (exchanges or not self.takes_noise or pooled):
+        summed = [exchange for exchange in exchanges if isinstance(exchange, SummedCentres)]
+        if secure is not None and (len(summed) < len(exchanges) or not self.takes_noise or pooled):
             raise PlanError(
                 f"strategy {config.name}: expected a rule that takes the mean of the replies and nothing else under "
-                "[plan.secure], found one that uses single replies, or pools statistics; choose fedavg without "
-                "centres, and a network without pooled statistics"
+                "[plan.secure], found one that uses single replies, or pools statistics; choose fedavg, and a network "
+                "without pooled statistics"
             )
+        if secure is not None:
+            secure.centres = summed[0] if summed else None
         self.config = config
         self.groups = dict(groups)
         self.pooled = pooled
@@ -388,9 +392,10 @@ class BaseStrategy(Strategy):
             raise QuorumError(ending(result.void, self.void_rounds, limit))
 
     def _train_record(self, number: int, config: ConfigRecord) -> ConfigRecord:
-        releases = sorted(kind for exchange in self.exchanges for kind in exchange.accepts)
+        releases = sorted(kind for exchange in self.exchanges for kind in exchange.asked)
+        rows = self.secure.scalars() if self.secure else {}
         scalars = {**self.scalars(), **self._bound()}
-        return ConfigRecord({**config, "server-round": number, "releases": releases, **scalars})
+        return ConfigRecord({**config, "server-round": number, "releases": releases, **scalars, **rows})
 
     def _open_inbox(self, cohort: Cohort, arrays: ArrayRecord, fold: Fold) -> Inbox:
         for exchange in self.exchanges:

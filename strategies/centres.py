@@ -191,6 +191,63 @@ class CentreExchange(Exchange):
         self._means = class_means(self._released.clients, diluted=self._diluted)
 
 
+class SummedCentres(Exchange):
+    """Class centres of which only sums over clients are seen: everybody gets the global centres of all identities.
+
+    The server cannot tell who has whom, and so cannot send each client its own identities alone. An identity that one
+    client alone has is in the sum by itself: her centre is hidden from nobody.
+    """
+
+    def __init__(self, config: AlignedCentres, rows: tuple[int, int]) -> None:
+        """Average as ``config`` says; ``rows``: (classes, width) of the model's centres."""
+        self._diluted, self.rows = config.average == "diluted", rows
+        self._means, self._staged = class_means({}), class_means({})
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Clients are asked for centres, and put them into the sum."""
+        return frozenset({"centres"})
+
+    @property
+    def accepts(self) -> Mapping[str, Extra]:
+        """Replies hold none."""
+        return {}
+
+    def outgoing(self, client: str) -> dict[str, ArrayRecord]:
+        """Return all global centres."""
+        return rows_record("centres", "values", self._means)
+
+    def begin(self, arrays: Mapping[str, NDArray]) -> None:
+        """Open a round."""
+        self._staged = class_means({})
+
+    def admit(self, reply: Reply) -> None:
+        """Replies say nothing of centres."""
+
+    def add(self, reply: Reply, weight: float) -> None:
+        """Replies say nothing of centres."""
+
+    def take(self, sums: NDArray, counts: NDArray, clients: int) -> None:
+        """Take in the sum over so many clients: centres ``[C, D]`` and how many clients have one ``[C]``."""
+        labels = np.flatnonzero(counts > 0)
+        divisors = np.full(len(labels), float(clients)) if self._diluted else counts[labels]
+        self._staged = Rows(labels.astype(np.int64), (sums[labels] / divisors[:, None]).astype(np.float32))
+
+    def commit(self, pool: int) -> dict[str, float]:
+        """Make the sum the latest."""
+        self._means = self._staged
+        return {"centres": float(len(self._means.labels))}
+
+    def state(self) -> dict[str, NDArray]:
+        """Return the global centres."""
+        return {"labels": self._means.labels, "values": self._means.values}
+
+    def restore(self, state: Mapping[str, NDArray]) -> None:
+        """Take up the global centres."""
+        if state:
+            self._means = Rows(state["labels"], state["values"])
+
+
 def rows_record(kind: str, values_key: str, rows: Rows) -> dict[str, ArrayRecord]:
     """Return the record that carries ``rows`` to a client, by kind; none for no rows."""
     if not len(rows.labels):

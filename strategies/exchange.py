@@ -21,6 +21,11 @@ class Exchange(ABC):
     def accepts(self) -> Mapping[str, Extra]:
         """The record kinds that replies may hold, with the check that each must pass on arrival."""
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The kinds that clients are asked to release: those that replies may hold, or that go into a secure sum."""
+        return frozenset(self.accepts)
+
     @abstractmethod
     def outgoing(self, client: str) -> dict[str, ArrayRecord]:
         """Return the records that this client is sent, by kind."""

@@ -11,7 +11,7 @@ from cloister.strategies.adaptive import FedAvgM, FedOpt
 from cloister.strategies.averaging import FedAvg, FedBN, FedNova, FedProx, FedRCL, Moon
 from cloister.strategies.base import BaseStrategy
 from cloister.strategies.buffered import FedBuff
-from cloister.strategies.centres import CentreExchange
+from cloister.strategies.centres import CentreExchange, SummedCentres
 from cloister.strategies.config import AlignedCentres, CentredConfig, StrategyConfig
 from cloister.strategies.exchange import Exchange
 from cloister.strategies.fold import Pairs
@@ -78,7 +78,7 @@ def build(
         groups=groups,
         pooled=pooled,
         seeds=seeds,
-        exchanges=_centre_exchange(config, groups, truth),
+        exchanges=_centre_exchange(config, groups, truth, secure, rows),
         privacy=privacy,
         secure=secure,
         clock=clock,
@@ -98,10 +98,18 @@ def _bounded(config: StrategyConfig, rows: tuple[int, int] | None) -> StrategyCo
     return config.model_copy(update=found)
 
 
-def _centre_exchange(config: StrategyConfig, groups: Mapping[str, Group], truth: Truth | None) -> tuple[Exchange, ...]:
+def _centre_exchange(
+    config: StrategyConfig,
+    groups: Mapping[str, Group],
+    truth: Truth | None,
+    secure: SecureAggregation | None,
+    rows: tuple[int, int] | None,
+) -> tuple[Exchange, ...]:
     centres = config.centres if isinstance(config, CentredConfig) else None
     if centres is None:
         return ()
+    if isinstance(centres, AlignedCentres) and secure is not None and rows is not None:
+        return (SummedCentres(centres, rows),)
     if isinstance(centres, AlignedCentres):
         return (CentreExchange(centres),)
     if Group.LOCAL not in groups.values():

@@ -16,12 +16,13 @@ from flwr.serverapp import Grid
 
 from cloister.errors import ReleaseError, SecureSumError
 from cloister.flower import NDArray
-from cloister.privacy.carried import MASKED, QUERY, RECORD, unwrapped, wrapped
+from cloister.privacy.carried import MASKED, QUERY, RECORD, ROWS, unwrapped, wrapped
 from cloister.privacy.clipping import ClipBound
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
 from cloister.privacy.secagg.server import Phase, Receipt, ServerSession
 from cloister.privacy.summing import RoundSum, Total
+from cloister.strategies.centres import SummedCentres
 from cloister.strategies.cohort import Client, Cohort
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.gather import gather
@@ -36,7 +37,8 @@ class SecureAggregation:
     """What a strategy under ``[plan.secure]`` needs: the run, who takes part, and how long to wait in each phase.
 
     ``roster``: returns who takes part, asked when the first round begins. ``deadline_s``: seconds of each phase.
-    ``bound``: the clip bound in force, where the noise is distributed and the clip adaptive.
+    ``bound``: the clip bound in force, where the noise is distributed and the clip adaptive. ``centres``: class centres
+    that go into the same sum, set by the strategy that exchanges them.
     """
 
     plan: Plan
@@ -46,6 +48,7 @@ class SecureAggregation:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     bound: float = 0.0
+    centres: SummedCentres | None = None
 
     def __post_init__(self) -> None:
         """Take the first bound from the plan."""
@@ -62,7 +65,8 @@ class SecureAggregation:
         """
         clip = float(config.get("clip-bound", self.bound))  # type: ignore[arg-type]
         shapes = {name: values.shape for name, values in arrays.items()}
-        part = RoundSum(plan=self.plan, run=self.run, number=number, shapes=shapes, clip=clip)
+        rows = self.centres.rows if self.centres else None
+        part = RoundSum(plan=self.plan, run=self.run, number=number, shapes=shapes, clip=clip, rows=rows)
         roster = self.roster()
         known = {roster.numbers[client.name]: client for client in cohort.clients if client.name in roster.numbers}
         strangers = {it.name: "not in the roster" for it in cohort.clients if it.name not in roster.numbers}
@@ -83,6 +87,10 @@ class SecureAggregation:
             problem=cohort.problem or opened.problem,
         )
         return opened
+
+    def scalars(self) -> dict[str, list[int]]:
+        """Return what every message of a round says beside the plan."""
+        return {ROWS: list(self.centres.rows)} if self.centres else {}
 
     def state(self) -> dict[str, Any]:
         """Return JSON values from which :meth:`restore` continues."""
@@ -154,6 +162,8 @@ class SecureRound:
             raise SecureSumError(f"round {self.part.number}: expected a sum, found none; it is asked again")
         total = self.part.decode(session.result.vector, len(session.result.clients))
         self.secure.adapt(total)
+        if self.secure.centres is not None and total.centres is not None:
+            self.secure.centres.take(*total.centres, len(session.result.clients))
         return total
 
 

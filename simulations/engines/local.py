@@ -188,7 +188,11 @@ class LocalExecutor(Executor):
                 if answer is None:
                     outcomes += self._replace(index, "the worker process died")
                     break
-                outcomes.append(self._receive(worker, answer))
+                try:
+                    outcomes.append(self._receive(worker, answer))
+                except EngineError:  # it died before its reply was fetched from its memory
+                    outcomes += self._replace(index, "the worker process died")
+                    break
         return outcomes
 
     def _nap(self, timeout_s: float) -> None:
@@ -199,11 +203,11 @@ class LocalExecutor(Executor):
 
     def _receive(self, worker: _Worker, answer: bytes) -> Outcome:
         (lent, seconds), (state, data) = unframe(answer)
+        lease = _Lease(lent, self._peer, worker.given_back)
         job = worker.jobs.pop(0)
         # Rises at once, for too much in a queue costs more than too little; falls slowly.
         kind = job.message.metadata.message_type
         self._job_s[kind] = max(seconds, 0.8 * self._job_s.get(kind, seconds) + 0.2 * seconds)
-        lease = _Lease(lent, self._peer, worker.given_back)
         return Outcome(job.message_id, unpack(data, lease.fetch), state=state)
 
     def _replace(self, index: int, reason: str) -> list[Outcome]:

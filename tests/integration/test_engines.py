@@ -213,6 +213,26 @@ def test_what_was_done_before_a_client_hangs_is_not_lost(open_engine: Open) -> N
     assert {reply.content["metrics"]["n"] for reply in replies} == {2}
 
 
+def test_a_worker_that_dies_before_its_reply_is_fetched_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloister.simulations.engines.local import local_grid
+    from cloister.simulations.engines.memory import Peer
+
+    memory, times = Peer.memory, iter((True,))
+
+    def once(self: Peer, path: str) -> Any:
+        if next(times, False):
+            raise EngineError(f"shared memory {path}: cannot be mapped; the process is gone")
+        return memory(self, path)
+
+    arrays = array_record({"w": np.arange(5000.0)})
+    with local_grid(Nodes(names=("a", "b")), app="echo_app:app", run_config={}, workers=1) as grid:
+        monkeypatch.setattr(Peer, "memory", once)
+        replies = grid.send_and_receive(
+            [Message(RecordDict({"arrays": arrays}), dst_node_id=node, message_type="query.echo") for node in (1, 2)]
+        )
+    assert [views(reply.content.array_records["arrays"])["w"][-1] for reply in replies] == [4999.0, 4999.0]
+
+
 def test_of_jobs_that_travel_together_only_the_one_that_crashes_fails(open_engine: Open, tmp_path: Path) -> None:
     with open_engine(count=40, workers=1) as grid:
         grid.send_and_receive([ask("count", node) for node in range(1, 41)])

@@ -72,6 +72,24 @@ def test_a_mean_is_weighted_by_capped_records_that_nobody_sees(tmp_path: Path) -
     assert mean(tmp_path) == pytest.approx(expected, abs=1e-6)
 
 
+def test_class_centres_and_their_counts_are_in_the_same_sum(tmp_path: Path) -> None:
+    strategy = {"name": "fedavg", "weighting": "uniform", "centres": {"mode": "aligned"}}
+    run(tmp_path / "plain", CLIPPED, rounds=2, strategy=strategy)
+    run(tmp_path / "secure", SECURE, rounds=2, strategy=strategy)
+    plain, secure = (
+        load_file(sorted((tmp_path / name / "checkpoints").glob("round-*"))[-1] / "strategy.safetensors")
+        for name in ("plain", "secure")
+    )
+    assert secure["0/labels"].tolist() == [0, 1, 2, 3]
+    expected = np.zeros((4, 3))
+    for k in range(1, 8):  # client k has identities k % 4 and 3, each with a centre of k / 10
+        for label in {k % 4, 3}:
+            expected[label] += k / 10
+    counts = [sum(label in {k % 4, 3} for k in range(1, 8)) for label in range(4)]
+    np.testing.assert_allclose(secure["0/values"], expected / np.array(counts)[:, None], atol=1e-5)
+    assert len([name for name in plain if name.endswith("/values")]) == 7  # one by one, without
+
+
 def test_the_server_adds_its_noise_to_a_sum_of_which_it_saw_no_part(tmp_path: Path) -> None:
     central = {key: value for key, value in NOISED.items() if key != "trust"} | {"trust": "central", "sampler": "all"}
     run(tmp_path, central)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from cloister.clients.task import Protection, Round, Task, Update
+from cloister.clients.task import Protection, Release, Round, Task, Update
 from cloister.errors import DataError
 from cloister.models.spec import Group, ModelSpec
 from cloister.privacy.events import Unit
@@ -18,6 +19,9 @@ CLIENTS = 7
 
 
 class Spec(ModelSpec):
+    def rows(self) -> tuple[int, int]:
+        return 4, 3
+
     def build(self, generator: torch.Generator) -> nn.Module:
         model = nn.Linear(20, 5)
         for values in model.parameters():
@@ -57,4 +61,7 @@ class Sums(Task[Any]):
         with torch.no_grad():
             for values in model.parameters():
                 values += data / 100
-        return Update(examples=10 * data, steps=1, metrics={"loss": 0.123456789})
+        labels = np.array(sorted({data % 4, 3}))
+        values = np.full((len(labels), 3), data / 10, np.float32)
+        centres = Release(kind="centres", arrays={"labels": labels, "values": values})
+        return Update(examples=10 * data, steps=1, metrics={"loss": 0.123456789}, releases=(centres,))

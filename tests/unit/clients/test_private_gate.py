@@ -270,7 +270,7 @@ UNSOUND: dict[str, tuple[dict[str, Any], str]] = {
     "noise that nobody adds": ({"mechanism": "matrix", "matrix": {}}, "belongs on the sum"),
     "a bit that nobody noises": (
         {"clip": {"kind": "adaptive", "bits_noise": 8.0}, "population": 40},
-        "clients' bits at a server",
+        "noisy sum of the clients' bits",
     ),
     "a person behind the noise for a client": ({"unit": "subject"}, "hides one client, not one subject"),
     "a client behind the noise for a person": (

@@ -257,11 +257,17 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         'plan.sampler = "all"',
     ),
     "keys of a secret cohort": ({**CLIENT, **SECURE}, {"aggregation": "secure"}, "asks a cohort for keys", '"all"'),
-    "centres beside a secure sum": (
+    "rows beside a secure sum": (
         NONE,
-        {"aggregation": "secure", "releases": ("centres",)},
-        "centres leave each client beside the secure sum",
+        {"aggregation": "secure", "releases": ("centres", "head")},
+        "^head leave each client beside the secure sum",
         "switch them off",
+    ),
+    "centres among shares": (
+        {**SHARES, "centres": CENTRES},
+        {"aggregation": "secure", "releases": ("centres",)},
+        "no part of what the shares",
+        'plan.trust = "local"',
     ),
     "raw counts in a secure sum": (
         NONE,
