@@ -173,9 +173,16 @@ def _text(plan: Plan, found: Claim) -> str:
             "Nothing is claimed: something was released without noise, so no epsilon holds. What is protected is what "
             "the gate keeps at the clients, and nothing that is derived from what leaves."
         )
-    against = (
-        "everybody but the server, which sees single updates" if plan.central else "everybody, the server included"
-    )
+    against = "everybody, the server included"
+    if plan.central:
+        seen = "single updates" if plan.secure is None else "their sum without the noise"
+        against = f"everybody but the server, which sees {seen}"
+    elif plan.distributed and plan.secure is not None:
+        secure = plan.secure
+        against = (
+            f"everybody, a {secure.server} server with up to {secure.adversaries:.0%} of the clients included, who see "
+            "sums alone: it rests on the secure sum, and on each other client adding its share of the noise"
+        )
     cross = f"; by RDP {found.epsilon_rdp:.4g}" if found.accountant == "pld" else ""
     sentences = [
         f"One {found.unit}, {_CHANGED[found.relation]}, changes what anybody can tell by at most epsilon "

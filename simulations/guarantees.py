@@ -19,18 +19,26 @@ _HOW = {
 def protected(plan: Plan) -> list[str]:
     """Return what is protected: for whom, what about them is hidden, and from whom."""
     if not plan.noisy:
-        return []
-    from_whom = (
-        "from everybody, the server included, who sees what leaves the clients"
-        if plan.local
-        else "from whoever sees the models that the server releases (the public, other clients), not from the server, "
-        "which sees each client's clipped update and adds the noise"
-    )
+        return ["single updates, of which the server saw the sum of a round alone"] if plan.secure else []
+    from_whom = "from everybody, the server included, who sees what leaves the clients"
+    if plan.central:
+        seen = "each client's clipped update" if plan.secure is None else "the sum of the clients' clipped updates"
+        from_whom = (
+            "from whoever sees the models that the server releases (the public, other clients), not from the server, "
+            f"which sees {seen} and adds the noise"
+        )
+    if plan.distributed:
+        from_whom = "from everybody who sees the sums of rounds, the server included, while the secure sum holds"
     return [_WHO[plan.unit], f"hidden is {_HOW[plan.relation]}", from_whom]
 
 
 def not_protected(plan: Plan) -> list[str]:
     """Return what is not protected, most important first."""
+    if not plan.noisy and plan.secure is not None:
+        return [
+            "anybody towards whoever sees sums and models: nothing was noised; only which client said what is hidden",
+            "what one client alone can have brought into a sum, and everything where all others collude",
+        ]
     if not plan.noisy:
         return [
             "anybody: nothing was noised, and what left the clients can give away whose records it was made of",
@@ -43,7 +51,10 @@ def not_protected(plan: Plan) -> list[str]:
             "choose the unit subject for people"
         )
     if plan.central:
-        found.append("anything towards the server, which is trusted with single updates")
+        trusted = "single updates" if plan.secure is None else "sums without noise"
+        found.append(f"anything towards the server, which is trusted with {trusted}")
+    if plan.distributed:
+        found.append("anybody, if more clients than the plan's share collude with the server or leave their noise out")
     if plan.unit is not Unit.CLIENT:
         found.append("what a client's group of people has in common, such as its scene or its equipment")
     else:

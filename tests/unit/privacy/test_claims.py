@@ -31,6 +31,14 @@ CLIENT: dict[str, Any] = {
     "noise_multiplier": 1.0,
     "clip": {"bound": 1.0},
 }
+SECURE: dict[str, Any] = {"secure": {"size": 1000, "adversaries": 0.05}}
+SHARES: dict[str, Any] = {
+    **{key: value for key, value in CLIENT.items() if key != "rate"},
+    **SECURE,
+    "trust": "distributed",
+    "sampler": "all",
+    "relation": "zero-out",
+}
 
 
 def test_a_person_on_several_clients_loses_at_each_of_them() -> None:
@@ -136,6 +144,8 @@ def test_a_release_without_noise_voids_the_claim_of_whoever_is_in_it() -> None:
     [
         (SUBJECT, "against everybody, the server included"),
         (CLIENT, "against everybody but the server, which sees single updates"),
+        ({**CLIENT, **SECURE}, "against everybody but the server, which sees their sum without the noise"),
+        (SHARES, "a malicious server with up to 5% of the clients included, who see sums alone"),
         ({**SUBJECT, "unit": "session", "clients": 2}, "counted on 2 client(s). A person with several sessions"),
         ({**CLIENT, "relation": "zero-out"}, "One client, replaced by nothing"),
         (SUBJECT, "One subject, added or removed, changes what anybody can tell by at most epsilon"),

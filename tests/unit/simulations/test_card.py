@@ -63,3 +63,21 @@ def test_without_a_claim_the_card_says_so() -> None:
     assert "This run was not attacked" in text
     assert "**Not finished:** 2 of 4 rounds are done." in text
     assert "the network is that of the task `camera`" in text
+
+
+def test_under_a_secure_sum_the_card_says_who_saw_what() -> None:
+    client = {"unit": "client", "mechanism": "gaussian", "noise_multiplier": 1.0, "clip": {"bound": 1.0}}
+    secure = {"secure": {"size": 1000}, "population": 100}
+    texts = {
+        trust: card.render(
+            record(Privacy(plan=Plan.of({**plan, **secure}).values(), claims=[CLAIM] if plan else [])), loadable=True
+        )
+        for trust, plan in {
+            "central": {**client, "trust": "central"},
+            "distributed": {**client, "trust": "distributed", "relation": "zero-out"},
+        }.items()
+    }
+    assert "which sees the sum of the clients' clipped updates and adds the noise" in texts["central"]
+    assert "which is trusted with sums without noise" in texts["central"]
+    assert "from everybody who sees the sums of rounds, the server included" in texts["distributed"]
+    assert "if more clients than the plan's share collude" in texts["distributed"]
