@@ -153,6 +153,21 @@ def test_rounding_is_right_on_average_and_never_more_than_one_off() -> None:
         assert np.unique(row.round(9)).size == 2
 
 
+def test_values_are_clipped_before_they_are_weighted() -> None:
+    point = FixedPoint(bits=32, clip=0.5, clients=2, weight_cap=10.0, unweighted=1)
+    numerator, weight = point.decode(point.encode(np.array([4.0, -4.0, 4.0]), 2.0, source()), 1)
+    assert numerator == pytest.approx([1.0, -1.0, 1.0])
+    assert weight == 2
+
+
+def test_the_largest_value_is_never_rounded_beyond_the_range() -> None:
+    for clip in (3 / 7, 6 / 7):
+        point = FixedPoint(bits=50, clip=clip, clients=1)
+        assert clip * (point.levels / clip) > point.levels  # in doubles: a sixteenth more, and so now and then one up
+        numerator, _ = point.decode(point.encode(np.array([clip, -clip] * 1000), 1.0, source()), 1)
+        assert np.abs(numerator) == pytest.approx(np.full(2000, clip))
+
+
 def test_a_client_of_weight_0_adds_nothing_but_what_has_no_weight() -> None:
     point = FixedPoint(bits=32, clip=1.0, clients=2, weight_cap=10.0, unweighted=1)
     numerator, weight = point.decode(point.encode(np.ones(3), 0.0, source()), 1)

@@ -54,6 +54,13 @@ def test_every_published_row_comes_out(
     assert (found.clients, found.adversaries, found.dropouts, found.server) == (clients, adversaries, dropouts, server)
 
 
+def test_a_share_is_the_number_that_is_meant_and_not_the_double_below() -> None:
+    assert 0.29 * 100 < 29
+    for dropouts in (0.05, 0.2):
+        found = [regular(100, adversaries=share, dropouts=dropouts, server=CURIOUS) for share in (0.28, 0.29, 0.2901)]
+        assert found[0] != found[1] == found[2]
+
+
 def test_published_rows_of_few_clients_come_out_of_the_search_alone() -> None:
     assert regular(10, adversaries=0.33, dropouts=0.33, server=CURIOUS) == (8, 4)
     assert regular(6, adversaries=0.1, dropouts=0.1, server=CURIOUS) == (2, 2)  # floor(0.6) = 0: promises nothing
