@@ -163,25 +163,23 @@ def evaluate(coefficients: NDArray[np.uint64], places: NDArray[np.uint64]) -> ND
 
 
 def _powers(places: NDArray[np.uint64], terms: int) -> NDArray[np.uint64]:
-    """Return each place to the powers 0 to ``terms - 1``: twice as many in each step."""
-    powers, last = np.ones((len(places), 1), np.uint64), places[:, None]
-    while powers.shape[1] < terms:
-        powers = np.concatenate([powers, _multiply(powers, last)], axis=1)
-        last = _multiply(last, last)
-    return powers[:, :terms]
+    """Return each place to the powers 0 to ``terms - 1``, not fully reduced: twice as many in each step."""
+    powers = places[:, None]
+    while powers.shape[1] < terms - 1:
+        powers = np.concatenate([powers, _multiply(powers, powers[:, -1:])], axis=1)
+    return np.concatenate([np.ones((len(places), 1), np.uint64), powers[:, : terms - 1]], axis=1)
 
 
 def _multiply(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the products modulo p of numbers below p.
+    """Return the products modulo p, below p + 8, of numbers below p + 8.
 
-    Of halves of 30 and 31 bits: 2^62 is 2 modulo p, and the middle times 2^31 is turned by 31 of 61 bits. All of it is
-    below 2^64; its bits from 61 on count 1 each, which leaves less than 2 p.
+    Of halves of at most 2^30 and 2^31: 2^62 is 2 modulo p, and the middle times 2^31 is turned by 31 of 61 bits. All of
+    it is below 2^64; its bits from 61 on count 1 each.
     """
     a1, a0, b1, b0 = a >> _31, a & _HALF, b >> _31, b & _HALF
     middle = a1 * b0 + a0 * b1
     total: NDArray[np.uint64] = (a1 * b1 << _1) + (middle >> _30) + ((middle & _LOW) << _31) + a0 * b0
-    total = (total & _P) + (total >> _61)
-    return total - _P * (total >= _P)
+    return (total & _P) + (total >> _61)
 
 
 def _pieces(numbers: NDArray[np.uint64]) -> list[NDArray[np.float64]]:
