@@ -54,7 +54,7 @@ class Cohort:
             number: ClientSession(client=number, identity=identity, roster=roster, terms=terms, limits=limits)
             for number, identity in identities.items()
         }
-        for number, session in sessions.items():
+        for session in sessions.values():
             self._receive(server, self._timed("clients", session.start))
         lost = set(range(1, int(self.dropouts * self.clients) + 1))
         expected, vector = np.zeros(self.size, np.uint32), np.arange(self.size, dtype=np.uint32)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cloister.bench import secagg
 from cloister.bench.process import NotMeasured
+from cloister.bench.secagg_cohort import Cohort
 from cloister.privacy.secagg.shares import SeedShare
 
 
@@ -37,11 +38,13 @@ def test_what_is_timed_shares_and_joins_one_secret() -> None:
 
 def test_rows_and_targets_follow_from_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {kind: [2.0, 1.0, 3.0] for kind in secagg.KINDS} | {secagg.SPLIT: [0.0004]}
-    monkeypatch.setattr(secagg, "measured", lambda arguments, **options: seconds)
+    cohort = {"clients": 2.0, "server": 2.0, "memory": 2**31, "traffic": 1.05}
+    monkeypatch.setattr(secagg, "measured", lambda arguments, **_: cohort if "cohort" in arguments[1] else seconds)
     result = json.loads(json.dumps(secagg.measure(Console(quiet=True))))
-    assert [line["kind"] for line in result["rows"]] == list(secagg.KINDS)
+    assert [line["kind"] for line in result["rows"]] == [*secagg.KINDS, *secagg.WHOLE]
     assert {line["seconds"] for line in result["rows"]} == {2.0, 0.0004}
-    assert [(each["value"], each["met"]) for each in result["targets"]] == [(2.0, False), (0.4, True)]
+    found = [(each["value"], each["met"]) for each in result["targets"]]
+    assert found == [(2.0, False), (0.4, True), (1.05, True), (2.0, True)]
 
 
 def test_what_cannot_be_measured_meets_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,4 +54,12 @@ def test_what_cannot_be_measured_meets_no_target(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(secagg, "measured", fail)
     result = secagg.measure(Console(quiet=True))
     assert {line["why"] for line in result["rows"]} == {"not done after 1 s"}
-    assert [each["met"] for each in result["targets"]] == [False, False]
+    assert [each["met"] for each in result["targets"]] == [False] * 4
+
+
+@pytest.mark.parametrize(("clients", "dropouts"), [(12, 0.0), (12, 0.1), (40, 0.1)])
+def test_a_cohort_sums_exactly_and_says_what_it_took(clients: int, dropouts: float) -> None:
+    found = Cohort(clients, 200, dropouts).run()
+    assert set(found) == {"clients", "server", "memory", "traffic"}
+    assert found["traffic"] > 1  # keys and shares outweigh so small a vector
+    assert found["memory"] > 0
