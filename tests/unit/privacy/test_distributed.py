@@ -159,6 +159,18 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_SAMPLERS", table)
 
 
+def test_the_upper_half_of_the_modulus_is_negative() -> None:
+    plan, found = scheme(size=1024), []
+    for steps in ((1 << 17) - 1, 1 << 17, (1 << 17) + 1):
+        total = np.zeros(1024, np.uint32)
+        total[0] = steps
+        found.append(plan.decode(total, SEED).vector * plan.scale * math.sqrt(1024) / (1 << 17))
+    # The first column of the rotation is all signs.
+    np.testing.assert_allclose(np.abs(found), 1.0, rtol=1e-4)
+    np.testing.assert_array_equal(np.sign(found[1]), -np.sign(found[0]))
+    np.testing.assert_array_equal(np.sign(found[1]), np.sign(found[2]))
+
+
 @BOTH
 def test_a_share_has_the_promised_variance_and_is_the_clients_own(mechanism: EventKind) -> None:
     plan = scheme(mechanism=mechanism, size=1 << 14, least=80, dishonest=20)

@@ -25,11 +25,11 @@ def test_the_transform_is_sylvesters_matrix(size: int, kind: type) -> None:
 
 
 def test_a_rotation_is_signs_then_the_matrix_then_the_root_of_the_length() -> None:
-    stream = hashlib.shake_256(b"cloister rotation" + SEED).digest(1)[0]
-    signs = [1 - 2 * (stream >> (7 - place) & 1) for place in range(8)]
-    vector = np.array([3.0, -1.0, 4.0, 1.0, -5.0])
-    expected = linalg.hadamard(8) @ (np.array(signs) * [*vector, 0, 0, 0]) / math.sqrt(8)
-    np.testing.assert_allclose(rotate(vector, SEED), expected, rtol=1e-14)
+    stream = hashlib.shake_256(b"cloister rotation" + SEED).digest(2)
+    signs = np.array([1 - 2 * (byte >> (7 - place) & 1) for byte in stream for place in range(8)])
+    vector = np.array([3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0, 5.0, 3.0, -5.0])
+    expected = linalg.hadamard(16) @ (signs * [*vector, 0, 0, 0, 0, 0]) / math.sqrt(16)
+    np.testing.assert_allclose(rotate(vector, SEED), expected, atol=1e-13)
     assert len({rotate(vector, bytes([first]) * 32).tobytes() for first in range(20)}) > 10
 
 

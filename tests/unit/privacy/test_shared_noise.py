@@ -105,6 +105,8 @@ def test_between_whole_orders_skellam_noise_is_bounded_by_a_straight_line() -> N
     variance = (3 * 7) ** 2
     expected = 49 / variance + min((3 * 49 + 6 * 20) / (4 * variance**2), 3 * 20 / (2 * variance))
     assert second == pytest.approx(expected)
+    # Of little noise the other term is the smaller one: variance 1/4, one step in one coordinate, order 3.
+    assert renyi(shared(SKELLAM, 0.5, 1.0), np.array([3.0]))[0] == pytest.approx(3 / (2 / 4) + 3 / (2 / 4))
 
 
 def test_tau_is_that_of_its_definition() -> None:
