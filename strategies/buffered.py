@@ -53,7 +53,7 @@ class _Step:
     rules: ReplyRules
     queue: deque[Client]
     buffer: dict[str, tuple[Flight, Reply]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, Outcome] = field(default_factory=dict)
     traffic: dict[str, Traffic] = field(default_factory=dict)
 
     def count(self, name: str, more: Traffic) -> None:
@@ -158,7 +158,7 @@ class FedBuff(ServerOptimiser):
             record=self._train_record(number, config),
             rules=self._rules(arrays),
             queue=deque(queue),
-            refused=dict(cohort.excluded),
+            refused={name: settled(reason, None) for name, reason in cohort.excluded.items()},
         )
 
     def _ask(self, grid: Grid, step: _Step) -> None:
@@ -189,19 +189,20 @@ class FedBuff(ServerOptimiser):
         waiting = []
         for arrival in self._arrived:
             name = arrival.flight.client.name
-            settled = name in step.buffer or name in step.refused
-            if settled or len(step.buffer) >= self.config.buffer:
+            known = name in step.buffer or name in step.refused
+            if known or len(step.buffer) >= self.config.buffer:
                 waiting.append(arrival)
                 continue
             step.count(name, Traffic(up=arrival.up))
-            staleness = step.number - arrival.flight.round
-            if isinstance(arrival.reply, str):
-                step.refused[name] = arrival.reply
+            staleness, reply = step.number - arrival.flight.round, arrival.reply
+            if isinstance(reply, str):
+                step.refused[name] = settled(reply, None)
             elif staleness > self.config.most_staleness:
                 most = self.config.most_staleness
-                step.refused[name] = f"expected a change of a model at most {most} steps old, found {staleness}"
+                reason = f"expected a change of a model at most {most} steps old, found {staleness}"
+                step.refused[name] = Outcome(accepted=False, reason=reason, digest=reply.digest, head=reply.head)
             else:
-                step.buffer[name] = (arrival.flight, arrival.reply)
+                step.buffer[name] = (arrival.flight, reply)
                 if staleness:  # it has not seen this model yet
                     step.queue.append(arrival.flight.client)
         self._arrived = waiting
@@ -209,7 +210,7 @@ class FedBuff(ServerOptimiser):
     def _take_step(self, step: _Step) -> RoundResult:
         current = views(step.arrays)
         fold = self.open_fold(step.number, current)
-        outcomes = {name: Outcome(accepted=False, reason=reason) for name, reason in step.refused.items()}
+        outcomes = dict(step.refused)
         for name in sorted(step.buffer):
             outcomes[name] = self._fold(fold, step.number, *step.buffer.pop(name), current)
         ordered = dict(sorted(outcomes.items()))

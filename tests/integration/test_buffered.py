@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cloister.errors import ConfigError, PlanError
 from cloister.privacy.ledger import FILE_NAME, Ledger
+from cloister.privacy.verify import verify
 from cloister.server import checkpoint
 from cloister.simulations import run as runner
 from cloister.simulations.experiment import Experiment
@@ -85,6 +86,7 @@ def test_a_run_that_was_killed_goes_on_and_counts_no_step_twice(tmp_path: Path, 
     assert all(len(entry.client_metrics) == 2 for entry in record.rounds)
     first = record.rounds[done[-1]]
     assert all(metrics["staleness"] == 0 for metrics in first.client_metrics.values())
+    assert verify(tmp_path / "run").broken == ()
 
 
 @pytest.mark.slow
@@ -94,6 +96,9 @@ def test_a_central_plan_counts_every_client_in_every_buffer(tmp_path: Path) -> N
     record = RunRecord.load(tmp_path / "run")
     assert record.privacy.plan["sample_size"] == 1  # the divisor: the buffer
     assert all(entry.client_metrics == {} for entry in record.rounds)
+    found = verify(tmp_path / "run")
+    assert found.broken == ()
+    assert found.epsilon == found.claimed
     (book,) = (tmp_path / "run").rglob(f"server*/{FILE_NAME}")
     with Ledger.open(book) as ledger:
         events = [event for entry in ledger.entries() for event in entry.events]

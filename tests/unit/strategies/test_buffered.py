@@ -146,7 +146,13 @@ def test_the_server_s_learning_rate_scales_the_step(lab: SimpleNamespace, timed:
 
 def test_replies_that_are_too_stale_are_refused_with_the_reason(lab: SimpleNamespace, timed: Any) -> None:
     grid = timed(constant(a=1.0, b=2.0, c=10.0), lambda name, number: 5.0 if name == "c" else 1.0)
-    done = small(lab, grid, 6, {"concurrency": 3, "buffer": 2, "most_staleness": 3})
+    strategy = lab.make(
+        grid, {"name": "fedbuff", "concurrency": 3, "buffer": 2, "most_staleness": 3}, groups={"w": Group.SHARED}
+    )
+    strategy.commits, rounds = True, []
+    result = strategy.start(grid, array_record(SMALL), 6, on_round=rounds.append)
+    done = SimpleNamespace(rounds=rounds, w=views(result.arrays)["w"])
+    assert all(len(outcome.digest) == 64 for it in rounds for outcome in it.outcomes.values())  # for a transcript
     assert done.rounds[4].outcomes["c"].reason == "expected a change of a model at most 3 steps old, found 4"
     assert not done.rounds[4].outcomes["c"].accepted
     assert done.w[0] == pytest.approx(9.0)  # six steps of the other two
