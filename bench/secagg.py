@@ -1,10 +1,12 @@
 """``cloister bench secagg``: what a client's part of secure aggregation costs, beside flwr's SecAgg+ and no security.
 
 One core, one run. A client's masks are those of 10 million parameters and 50 neighbours: the agreement with each of
-them, their masks and its own. flwr's are made by its own generator and added as its client does; they come from 32 bits
-of seed, so that they are a measure of speed and not of protection. Without security a client does nothing beside
-training; the row beside is what the server does then, to add one client's vector. A whole cohort, 1,000 clients of a
-million parameters of which a tenth drop out, is summed once, by one core that does everybody's work.
+them, their masks and its own. flwr's are made by its own generator and added as its client does; they come from 32
+bits of seed, so that they are a measure of speed and not of protection. Without security a client does nothing beside
+training; the row beside is what the server does then, to add one client's vector. Shares are of the second of a
+client's two secrets, among the same holders: what follows from their places alone is known from the first. A whole
+cohort, 1,000 clients of a million parameters of which a tenth drop out, is summed once, by one core that does
+everybody's work.
 """
 
 import json

@@ -114,7 +114,7 @@ def _split(
     coefficients = np.empty((threshold, _LIMBS), np.uint64)
     coefficients[0] = [number >> (_LIMB_BITS * index) & (1 << _LIMB_BITS) - 1 for index in range(_LIMBS)]
     coefficients[1:] = source.integers(PRIME, (threshold - 1) * _LIMBS).reshape(-1, _LIMBS)
-    values = evaluate(coefficients, np.asarray(places, np.uint64)).astype("<u8").tobytes()
+    values = evaluate(coefficients, tuple(places)).astype("<u8").tobytes()
     coefficients.fill(0)
     starts = range(0, len(values), SHARE_BYTES)
     return tuple(kind(place, values[at : at + SHARE_BYTES]) for place, at in zip(places, starts, strict=True))
@@ -141,8 +141,8 @@ def _join(kind: type[Kind], shares: Iterable[Kind]) -> Secret:
     return secret
 
 
-def evaluate(coefficients: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return polynomials modulo 2^61 - 1 at ``places``: ``[terms, limbs]`` and ``[n]`` give ``[n, limbs]``.
+def evaluate(coefficients: NDArray[np.uint64], places: tuple[int, ...]) -> NDArray[np.uint64]:
+    """Return polynomials modulo 2^61 - 1 at n ``places``: ``[terms, limbs]`` gives ``[n, limbs]``.
 
     Coefficients, lowest first, and places are below p. Powers times coefficients is a product of matrices, of which
     both are cut into pieces of 21 bits: products of pieces are below 2^42, and 2,048 of them add up exactly in doubles.
@@ -150,7 +150,7 @@ def evaluate(coefficients: NDArray[np.uint64], places: NDArray[np.uint64]) -> ND
     """
     powers, total = _powers(places, len(coefficients)), np.zeros((len(places), coefficients.shape[1]), np.uint64)
     for start in range(0, len(coefficients), _EXACT_TERMS):
-        left = np.concatenate(_pieces(powers[:, start : start + _EXACT_TERMS]))
+        left = powers[:, start : start + _EXACT_TERMS]
         right = np.concatenate(_pieces(coefficients[start : start + _EXACT_TERMS]), axis=1)
         # [piece of the power, place, piece of the coefficient, limb]
         products = (left @ right).astype(np.uint64).reshape(_PIECES, len(places), _PIECES, -1)
@@ -162,12 +162,17 @@ def evaluate(coefficients: NDArray[np.uint64], places: NDArray[np.uint64]) -> ND
     return total - _P * (total >= _P)
 
 
-def _powers(places: NDArray[np.uint64], terms: int) -> NDArray[np.uint64]:
-    """Return each place to the powers 0 to ``terms - 1``, not fully reduced: twice as many in each step."""
-    powers = places[:, None]
+@lru_cache(maxsize=2)  # a client shares two secrets among the same places
+def _powers(places: tuple[int, ...], terms: int) -> NDArray[np.float64]:
+    """Return the pieces of each place to the powers 0 to ``terms - 1``: ``[pieces * n, terms]``.
+
+    There are twice as many powers after each step.
+    """
+    powers = np.array(places, np.uint64)[:, None]
     while powers.shape[1] < terms - 1:
         powers = np.concatenate([powers, _multiply(powers, powers[:, -1:])], axis=1)
-    return np.concatenate([np.ones((len(places), 1), np.uint64), powers[:, : terms - 1]], axis=1)
+    powers = np.concatenate([np.ones((len(places), 1), np.uint64), powers[:, : terms - 1]], axis=1)
+    return np.concatenate(_pieces(powers))
 
 
 def _multiply(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:

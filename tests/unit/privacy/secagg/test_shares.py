@@ -22,7 +22,7 @@ VECTOR = [1234567890123456000 + end for end in (838, 901, 978, 1069, 1174)]  # 1
 
 def test_a_polynomial_has_the_published_values() -> None:
     coefficients = np.array([[1234567890123456789], [42], [7]], np.uint64)
-    found = shares.evaluate(coefficients, np.arange(1, 6, dtype=np.uint64))
+    found = shares.evaluate(coefficients, (1, 2, 3, 4, 5))
     assert found[:, 0].tolist() == VECTOR
     for places in itertools.combinations(range(1, 6), 3):
         factors = shares._factors(places)
@@ -35,7 +35,7 @@ def test_polynomials_are_exact_where_words_are_largest() -> None:
     numbers = [0, 1, p - 1, p - 2, (1 << 60) + 1, (1 << 30) - 1, 1 << 30, (1 << 31) - 1]
     places = [1, 2, 3, largest, largest - 1, 1 << 30, (1 << 30) - 1]
     columns = list(itertools.product(numbers, repeat=3))
-    found = shares.evaluate(np.array(columns, np.uint64).T, np.array(places, np.uint64))
+    found = shares.evaluate(np.array(columns, np.uint64).T, tuple(places))
     expected = [[(a + b * x + c * x * x) % p for a, b, c in columns] for x in places]
     assert found.tolist() == expected
 
@@ -45,7 +45,7 @@ def test_polynomials_of_many_terms_are_exact() -> None:
     coefficients = np.full(terms, p - 1, np.uint64)
     places = [1, 2, 3, 1_000_003, shares.LARGEST_PLACE, shares.LARGEST_PLACE - 5]
     expected = [-(pow(x, terms, p) - 1) * pow(x - 1, -1, p) % p if x > 1 else -terms % p for x in places]
-    assert shares.evaluate(coefficients[:, None], np.array(places, np.uint64))[:, 0].tolist() == expected
+    assert shares.evaluate(coefficients[:, None], tuple(places))[:, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(2, 2), (2, 3), (3, 5), (5, 5)])
