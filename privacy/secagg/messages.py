@@ -339,7 +339,7 @@ def longest(kind: Kind, *, clients: int, holders: int, size: int, bits: int) -> 
     return (
         head
         + {
-            Kind.TERMS: 64,
+            Kind.TERMS: 62,
             Kind.ADVERTISE: signed + 2 * PUBLIC_BYTES,
             Kind.COHORT: 4 + clients * (4 + 2 * PUBLIC_BYTES + SIGNATURE_BYTES),
             Kind.SHARES: signed + 4 + holders * (4 + SEALED_BYTES),

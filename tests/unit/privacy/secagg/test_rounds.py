@@ -11,6 +11,7 @@ from cloister.privacy.secagg.messages import Masked
 from cloister.privacy.secagg.parameters import Server
 from cloister.privacy.secagg.reasons import Reason
 from cloister.privacy.secagg.server import Phase, Receipt
+from cloister.privacy.secagg.wire import Kind
 
 TEN = Site.of(10, adversaries=0.0, minimum=6)
 THIRTY = Site.of(30, adversaries=0.05, server=Server.CURIOUS, size=5)  # on the regular graph
@@ -154,3 +155,22 @@ def test_masked_vectors_look_random_and_differ_between_sessions() -> None:
         assert abs(vector.mean() - 2**31) < 6 * 2**32 / np.sqrt(12 * vector.size)
         assert len(set(vector.tolist())) > 19_990
     assert sum(vector.astype(object) for vector in first.values()).max() > 1 << 32
+
+
+def test_messages_are_as_long_as_they_may_be() -> None:
+    """The lengths in docs/privacy/secure-aggregation.md: a longer message is not read, so that a wrong one shows."""
+    round = Round(TEN)
+    requests = {}
+    while round.server.phase in PHASES:
+        phase = round.server.phase
+        requests[phase] = round.requests.get(2, TEN.terms.encode())
+        round.phase()
+    n, k, d, quorum = 10, 9, 20, 6
+    assert [len(requests[phase]) for phase in PHASES] == [103, 45 + 132 * n, 45 + 116 * k, 45 + 2, 45 + 68 * quorum]
+    answers = [len(round.answers[phase][2]) for phase in PHASES]
+    assert answers == [173, 113 + 116 * k, 118 + 4 * d, 141, 113 + 49 * k]
+    group = round.clients[2]._group
+    assert [group.longest(kind) for kind in list(Kind)[1:8:2]] == answers[:4]
+    assert group.longest(Kind.UNMASK) == answers[4]
+    asked = [group.longest(kind) for kind in list(Kind)[0:8:2]]
+    assert asked == [len(requests[phase]) for phase in PHASES[:4]]
