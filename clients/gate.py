@@ -4,7 +4,7 @@ The outermost Flower mod of the ClientApp. In this order: the site's own policy 
 at all, and the client itself whether the plan can hold for any experiment; a request that was served before gets the
 same bytes again; the ledger says whether the budget covers it; the app trains; the plan's stages clip, weigh and noise
 what it made; what is left is checked against what was declared and asked for; the ledger is written and synced; the
-reply leaves.
+reply leaves. If the owner consents, the gate adds the head of the ledger.
 
 A reply passes when everything in it is declared: the weights are exactly the entries that the model specification
 releases in the form in which they came, every other record is of a kind that was asked for, and the metrics are finite
@@ -30,7 +30,9 @@ from cloister.clients.site import Account, Site
 from cloister.errors import CloisterError, ConfigError, PlanError, PrivacyError, ReleaseError
 from cloister.privacy.events import Event
 from cloister.privacy.noise import NoiseSource
+from cloister.privacy.transcript import HEAD
 
+# What an app may make; the gate itself adds HEAD, the signed head of a ledger whose owner consents.
 RELEASE_KINDS = frozenset({"arrays", "masked", "metrics", "centres", "control", "head"})
 ACCOUNT = "account"  # the record in which the app tells the gate what its private steps cost; it goes no further
 
@@ -72,6 +74,8 @@ def _released(site: Site, message: Message, context: Context, call_next: ClientA
         seal = partial(Part.of(site, request, policy.limits()).masked, message) if plan.secure else None
         content, spent, staged = _answer(site, request, message, context, call_next, noise, seal)
         check_release(message, content, request)
+        if (head := account.head()) is not None:
+            content[HEAD] = head
         return account.settle(content, (*(spent or account.of_weights()), *staged))
 
 

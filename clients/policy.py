@@ -105,8 +105,9 @@ class Rules(Config):
     largest clip bound (inf: any). ``noise_floor``: smallest noise multiplier. ``max_rounds``: most rounds of one run.
     ``relations``: default all three. ``code_sha256``: accepted versions of the app; without the key, any.
     ``allow_without_noise``, ``allow_central`` (the server adds the noise, and sees updates without it),
-    ``allow_evaluation``: default false. ``secure``: what is asked of secure sums; without the table there are none.
-    ``budget``: one table per unit, over all runs; if there is one, every unit needs one.
+    ``allow_evaluation``: default false. ``share_ledger_head``: sign the ledger's head and send it with replies to a
+    server that writes a transcript; default false. ``secure``: what is asked of secure sums; without the table there
+    are none. ``budget``: one table per unit, over all runs; if there is one, every unit needs one.
     """
 
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -121,6 +122,7 @@ class Rules(Config):
     allow_without_noise: bool = False
     allow_central: bool = False
     allow_evaluation: bool = False
+    share_ledger_head: bool = False
     secure: SecureRules | None = None
     budget: dict[AnyUnit, Budget] = Field(default_factory=dict)
 
@@ -182,6 +184,11 @@ class Policy:
     def budget(self, unit: Unit) -> Budget | None:
         """Return the most that one ``unit`` may lose over all runs, or None if the owner set no bound."""
         return self.rules.budget.get(unit) if self.rules else None
+
+    @property
+    def shares_ledger_head(self) -> bool:
+        """Whether the owner consents to showing how far the ledger goes; a simulation has no owner to consent."""
+        return self.rules is not None and self.rules.share_ledger_head
 
     def limits(self) -> Limits:
         """Return what the owner asks of secure sums; in a simulation, nothing that the plan does not ask itself.

@@ -27,7 +27,8 @@ class Request:
     ``kind``: "train", "evaluate", or "query" for a message of a secure sum. ``run`` names the run, ``round`` counts
     from 1 to ``rounds``. ``kinds``: what the client is asked to release. ``norm``: the clip bound in force (infinite
     where nothing is clipped). ``server``: who the client is connected to, as the client itself knows it. ``rows``:
-    (classes, width) of class centres that go into the secure sum, if any do.
+    (classes, width) of class centres that go into the secure sum, if any do. ``head``: whether the head of the client's
+    ledger is welcome, should its owner consent.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Request:
     norm: float
     server: str
     rows: tuple[int, int] | None = None
+    head: bool = False
 
     @property
     def unit(self) -> Unit:
@@ -112,6 +114,7 @@ class Request:
             norm=_bound(plan, config),
             server=server,
             rows=_rows(config),
+            head=kind == "train" and bool(config.get("ledger-heads", False)),
         )
 
 

@@ -5,16 +5,18 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from cloister.clients.policy import SIMULATION, Policy
 from cloister.clients.request import Request, content_digest
+from cloister.clients.secure import identity_of
 from cloister.errors import CloisterError, LedgerError, PrivacyError
 from cloister.flower import dump, load, view
 from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, EventKind
 from cloister.privacy.ledger import FILE_NAME, Ledger
 from cloister.privacy.spool import Spool
+from cloister.privacy.transcript import LEDGER_HEAD, LedgerHead
 
 LOG_NAME = "errors.log"
 
@@ -129,6 +131,21 @@ class Account:
         """Return what of :meth:`planned` is for the weights alone: centres are written down as they are noised."""
         weights = self.request.plan.model_copy(update={"centres": None})
         return replace(self, request=replace(self.request, plan=weights)).planned()
+
+    def head(self) -> ConfigRecord | None:
+        """Return the signed head of the ledger, as it was before this round's row; None unless the owner consents."""
+        if not (self.request.head and self.policy.shares_ledger_head) or self.ledger is None or not self.site.folder:
+            return None
+        head, identity = self.ledger.head, identity_of(self.site.folder)
+        signed = LedgerHead.signed(self.request.run, self.request.round, head.rows, head.digest)
+        return ConfigRecord(
+            {
+                "rows": head.rows,
+                "digest": head.digest,
+                "public": identity.public.hex(),
+                "signature": identity.sign(LEDGER_HEAD, *signed).hex(),
+            }
+        )
 
     def settle(self, content: RecordDict, events: tuple[Event, ...]) -> RecordDict:
         """Write the release down, synced to disk, and return what may leave now."""

@@ -33,10 +33,13 @@ Words = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2})*$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 LINE = "transcript line"
-COMMITMENT = "commitment to a vector"
+COMMITMENT = "secure aggregation, masked"
 SKETCH = "sketch of a vector"
 LEDGER_HEAD = "ledger head"
-"""What Ed25519 signatures of a transcript are for; no signature of one purpose passes for another."""
+"""What Ed25519 signatures of a transcript are for; no signature of one purpose passes for another.
+
+A client's commitment is what it signed already, when it sent its masked vector.
+"""
 
 HEAD = "ledger-head"
 """The kind under which a client that consents sends the head of its ledger beside its reply."""
@@ -107,10 +110,10 @@ class LedgerHead(Entry):
 class Commitment(Entry):
     """What one client sent in a round.
 
-    ``digest``: of the masked vector, or of the reply (:func:`digest_of`) as it was received. ``counted``: whether it is
-    in the sum. ``signature``: the client's over the digest, ``sketch``: its sketch, ``sketch_signature``: the client's
-    over that (:mod:`cloister.privacy.sketch`); "" where clients do not sign. ``head``: of its ledger, if the site
-    consents.
+    ``digest``: of the message with its masked vector (:class:`~cloister.privacy.secagg.messages.Masked`, whose round,
+    session and client it covers), or of the reply (:func:`digest_of`), as it was received. ``counted``: whether it is
+    in the sum. ``signature``: the client's over the digest; ``sketch``: its sketch, ``sketch_signature``: the client's
+    over that (:mod:`cloister.privacy.sketch`); "" where there is none. ``head``: of its ledger, if the site consents.
     """
 
     digest: Digest
@@ -121,9 +124,9 @@ class Commitment(Entry):
     head: LedgerHead | None = None
 
     @staticmethod
-    def signed(run: str, round: int, layout: str, digest: str) -> tuple[bytes, ...]:
+    def signed(digest: str) -> tuple[bytes, ...]:
         """Return the parts that a client signs for :data:`COMMITMENT`."""
-        return run.encode(), _number(round), layout.encode(), digest.encode()
+        return (bytes.fromhex(digest),)
 
     @staticmethod
     def sketch_signed(run: str, round: int, challenge: bytes, sketch: str) -> tuple[bytes, ...]:
@@ -137,7 +140,7 @@ class ModularSum(Entry):
     ``total``: digest of the sum of all masked vectors that count, fixed before sketches are asked for; ``masks``: of
     the sum of their masks; ``announced``: of the total minus the masks. Digests are those of
     :func:`~cloister.privacy.sketch.vector_digest`. ``kept``: the bytes of the three lie beside the transcript;
-    ``vectors``: those of the masked vectors too. ``sketch``: the total's own.
+    ``vectors``: the messages with the masked vectors too. ``sketch``: the total's own.
     """
 
     bits: Annotated[int, Field(ge=1, le=64)]

@@ -231,15 +231,14 @@ def _suspect(entry: Header | Round | End, header: Header | None) -> str:
         return ""
     for client, commitment in entry.commitments.items():
         key = header.roster.get(client, "")
-        if commitment.signature and key and not signature_holds(key, entry, header.run, commitment):
+        if commitment.signature and key and not signature_holds(key, commitment):
             return client
     return ""
 
 
-def signature_holds(key: str, entry: Round, run: str, commitment: Commitment) -> bool:
+def signature_holds(key: str, commitment: Commitment) -> bool:
     """Return whether a client's signature over its commitment holds under its public key (hex)."""
-    parts = Commitment.signed(run, entry.round, entry.layout, commitment.digest)
-    return holds(key, commitment.signature, COMMITMENT, *parts)
+    return holds(key, commitment.signature, COMMITMENT, *Commitment.signed(commitment.digest))
 
 
 def holds(key: str, signature: str, purpose: str, *parts: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""Vectors that are kept beside a transcript, each in a file named after its digest, and sums of them.
+"""What is kept beside a transcript, each piece in a file named after its digest: sums, and messages with vectors.
 
-Numbers modulo 2^bits lie one after the other as :func:`~cloister.privacy.sketch.word`. Whoever keeps masked vectors
-keeps what the server saw anyway; whoever publishes them gives it to everybody, who can do no more with it.
+Numbers modulo 2^bits lie one after the other as :func:`~cloister.privacy.sketch.word`. Messages lie
+as clients signed them. Whoever keeps masked vectors keeps what the server saw anyway; whoever publishes them gives it
+to everybody, who can do no more with it.
 """
 
 import hashlib
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cloister.errors import TranscriptError
+from cloister.errors import SecureSumError, TranscriptError
 from cloister.privacy.chain import write_synced
-from cloister.privacy.sketch import Vector, as_words, of_parts, word
+from cloister.privacy.secagg.keys import SIGNATURE_BYTES
+from cloister.privacy.secagg.messages import Masked
+from cloister.privacy.sketch import Vector, as_words, of_parts, vector_digest, word
+from cloister.privacy.transcript import ModularSum
 
 _BLOCK = 1 << 17  # numbers at a time, a whole number of a sketch's chunks
 _SUFFIX = ".bin"
@@ -25,16 +29,34 @@ def keep(folder: Path, vector: Vector, bits: int) -> str:
     """
     words = as_words(vector, bits)
     digest = hashlib.sha256(words.data).hexdigest()
+    keep_bytes(folder, digest, words.tobytes())
+    return digest
+
+
+def keep_bytes(folder: Path, digest: str, data: bytes) -> None:
+    """Write bytes with this digest into ``folder``; raises :class:`TranscriptError` where they cannot be written."""
     path = folder / f"{digest}{_SUFFIX}"
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_synced(path, words.tobytes())
+            write_synced(path, data)
     except OSError as error:
         raise TranscriptError(
-            f"{path}: cannot be written ({error}); free disk space, or do not keep vectors"
+            f"{path}: cannot be written ({error}); free disk space, or keep no masked vectors"
         ) from error
-    return digest
+
+
+def committed(masked: Vector, announced: Vector, bits: int, folder: Path | None) -> ModularSum:
+    """Return what the server commits to of a secure sum: of masked vectors, and of what they hold.
+
+    ``folder``: where the sums are kept, beside the messages that were summed; None for nowhere.
+    """
+    size, mask = masked.size, np.asarray((1 << bits) - 1, masked.dtype)
+    sums = {"total": masked, "masks": (masked - announced) & mask, "announced": announced & mask}
+    digests = {
+        name: keep(folder, vector, bits) if folder else vector_digest(vector, bits) for name, vector in sums.items()
+    }
+    return ModularSum(bits=bits, size=size, kept=folder is not None, vectors=folder is not None, **digests)
 
 
 class Kept:
@@ -60,12 +82,19 @@ class Kept:
             return f"{path.name} with {count} numbers up to {most}"
         return ""
 
-    def add(self, total: Vector, digest: str) -> None:
-        """Add a vector to ``total``, of the same type, modulo the width of its words, in place."""
-        at = 0
-        for part in self._parts(digest):
-            total[at : at + part.size] += part
-            at += part.size
+    def message(self, digest: str) -> Masked | str:
+        """Return the message with this digest that holds a masked vector, or what is wrong with its file."""
+        path = self._folder / f"{digest}{_SUFFIX}"
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != digest:
+                return f"{path.name} with hash {hashlib.sha256(data).hexdigest()}"
+            found = Masked.decode(data + bytes(SIGNATURE_BYTES))
+        except (OSError, SecureSumError) as error:
+            return f"{path.name}, which cannot be read ({error})"
+        if (found.bits, found.vector.size) != (self._bits, self._size):
+            return f"{path.name} with {found.vector.size} numbers of {found.bits} bits"
+        return found
 
     def zeros(self) -> Vector:
         """Return a sum of nothing."""

@@ -157,8 +157,13 @@ class _Checker:
             self._signature(line, entry, client, commitment)
             if commitment.head is not None:
                 self._ledger_head(line, entry, client, commitment.head)
+        secure = self._tally.plan.secure
         if entry.total is not None:
+            if secure is not None and secure.bits != entry.total.bits:
+                self._break(line, "bits of the sum", f"{secure.bits}, the plan's", str(entry.total.bits))
             self._sum(line, entry, entry.total)
+        elif secure is not None and not entry.void and not entry.hidden:
+            self._break(line, "sum", "what the server announced", "none")
 
     def end(self, line: Line, entry: End) -> None:
         """Check the end of the run: the last round, its model, the epsilon."""
@@ -237,14 +242,14 @@ class _Checker:
     # One part of a round
 
     def _signature(self, line: Line, entry: Round, client: str, commitment: Commitment) -> None:
-        key, run = self._roster.get(client, ""), self._header.run if self._header else ""
+        key = self._roster.get(client, "")
         if not commitment.signature:
             if key and entry.total is not None:
                 self._break(line, "signature of a commitment", f"one of client key {key}", "none", client)
             return
         if not key:
             self._break(line, "signature of a commitment", "a key of the client in the roster", "none", client)
-        elif not signature_holds(key, entry, run, commitment):
+        elif not signature_holds(key, commitment):
             self._break(line, "signature of a commitment", f"one of client key {key}", "another", client)
         else:
             self._count("client signatures")
@@ -277,11 +282,15 @@ class _Checker:
             self._sketches(line, entry, total, seed, counted)
         beside = self.path.parent / KEPT
         if total.kept and (beside.is_dir() or self.folder is not None):
-            self._kept(line, total, seed, digests, Kept(beside, total.bits, total.size))
+            self._kept(line, entry, total, seed, digests, Kept(beside, total.bits, total.size))
         elif total.kept:
             self.note("the bytes of sums lie beside the original of this transcript, not here: only digests are known")
-        if not total.sketch and not (total.vectors and beside.is_dir()):
-            self._break(line, "sum", "kept vectors or sketches, to check the sum by", "neither")
+        if not total.sketch and not total.vectors:
+            self._count("sums announced only")
+            self.note(
+                "rounds without kept vectors and sketches: that the total is the sum of what clients committed to was "
+                "not checked"
+            )
 
     def _sketches(
         self, line: Line, entry: Round, total: ModularSum, seed: bytes, counted: Mapping[str, Commitment]
@@ -305,7 +314,9 @@ class _Checker:
             return
         self._count("sums by sketches")
 
-    def _kept(self, line: Line, total: ModularSum, seed: bytes, digests: Mapping[str, str], kept: Kept) -> None:
+    def _kept(
+        self, line: Line, entry: Round, total: ModularSum, seed: bytes, digests: Mapping[str, str], kept: Kept
+    ) -> None:
         for what, digest in (("total", total.total), ("masks", total.masks), ("announced sum", total.announced)):
             if problem := kept.problem(digest):
                 self._break(line, f"bytes of the {what}", f"{digest}.bin with this hash", problem)
@@ -317,11 +328,17 @@ class _Checker:
         if not total.vectors:
             return
         added = kept.zeros()
+        numbers = {name: place for place, name in enumerate(sorted(self._header.roster if self._header else ()), 1)}
         for client, digest in digests.items():
-            if problem := kept.problem(digest):
-                self._break(line, "bytes of a masked vector", f"{digest}.bin with this hash", problem, client)
+            message = kept.message(digest)
+            if isinstance(message, str):
+                self._break(line, "bytes of a masked vector", f"{digest}.bin with this hash", message, client)
                 return
-            kept.add(added, digest)
+            sent, expected = (message.round, message.client), (entry.round, numbers.get(client))
+            if sent != expected:
+                said = "round {}, client number {}"
+                self._break(line, "masked vector", said.format(*expected), said.format(*sent), client)
+            added += message.vector
         if kept.reduced(added) != total.total:
             self._break(line, "sum", f"{kept.reduced(added)}, of the kept vectors", total.total)
             return

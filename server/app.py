@@ -132,7 +132,11 @@ def serve(grid: Grid, assignment: Assignment) -> Finish:
         assignment.strategy.restore(StrategyState(arrays=dict(saved.strategy), values=saved.state["strategy"]))
     if assignment.scribe is not None:
         assignment.scribe.begin(initial, arrays)
-        assignment.strategy.commits = not assignment.strategy.privacy  # else it is not said who took part
+        commits = not assignment.strategy.privacy  # else it is not said who took part
+        assignment.strategy.commits = commits
+        if assignment.strategy.secure is not None:
+            assignment.strategy.secure.commit = commits
+            assignment.strategy.secure.vault = assignment.scribe.vault if commits else None
     if first <= assignment.rounds:
         arrays = _run(grid, assignment, model, arrays, first)
     return Finish(model=load_arrays(model, arrays), client_arrays=assignment.strategy.client_arrays())

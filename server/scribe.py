@@ -11,7 +11,7 @@ from cloister.privacy.sealing import machine_key
 from cloister.privacy.secagg.keys import Identity
 from cloister.privacy.tally import Tally
 from cloister.privacy.transcript import Commitment, End, Header, Round, digest_of, layout_digest
-from cloister.privacy.transcript_file import FILE_NAME, Head, Transcript
+from cloister.privacy.transcript_file import FILE_NAME, KEPT, Head, Transcript
 from cloister.strategies.rounds import Outcome, RoundResult
 
 KEY_NAME = "identity.key"
@@ -25,11 +25,13 @@ class Scribe:
     round that is carried out again stands there again.
     """
 
-    def __init__(self, run: Path, *, keys: Path, header: Callable[[str, str], Header]) -> None:
+    def __init__(self, run: Path, *, keys: Path, header: Callable[[str, str], Header], keeps: bool = False) -> None:
         """Write into the folder ``run`` with the key in the folder ``keys``.
 
         ``header(server, model)`` makes the header for the server's public key and the digest of the initial weights.
+        ``keeps``: whether masked vectors and sums are kept beside the transcript.
         """
+        self.vault = run / KEPT if keeps else None
         self._path, self._keys, self._header = run / FILE_NAME, keys, header
         self._transcript: Transcript | None = None
         self._tally: Tally | None = None
@@ -60,6 +62,7 @@ class Scribe:
             layout=layout_digest(arrays),
             clip=_bound(plan, result),
             events=tally.events(result.number, void=bool(result.void)),
+            total=None if plan.central else result.total,
             before=self._model,
             model=model,
         )
@@ -100,9 +103,11 @@ class Scribe:
 
 def _commitments(outcomes: Mapping[str, Outcome]) -> dict[str, Commitment]:
     return {
-        client: Commitment(digest=outcome.digest, counted=outcome.accepted, head=outcome.head)
+        client: Commitment(
+            digest=outcome.digest, signature=outcome.signature, counted=outcome.accepted, head=outcome.head
+        )
         for client, outcome in outcomes.items()
-        if outcome.digest
+        if outcome.digest and (outcome.accepted or not outcome.signature)  # what was refused may be signed badly
     }
 
 

@@ -105,6 +105,7 @@ class Experiment(Config):
     the overrides under which each round is also evaluated on people of the source data, to choose a round by (empty:
     not done). ``data`` is the folder of the data set; where it is empty, the ``world`` of that name is made.
     ``evaluate_every``: rounds between two evaluations (0: only the last). ``tracking``: also log to "tensorboard".
+    ``keep_masked_vectors``: under secure sums, keep them beside the transcript, for whoever checks it.
     ``sweep``: settings at which the experiment is run, instead of once. ``byzantine``: clients that attack.
     """
 
@@ -119,6 +120,7 @@ class Experiment(Config):
     evaluator: str = ""
     evaluate_every: int = Field(1, ge=0)
     tracking: Literal["", "tensorboard"] = ""
+    keep_masked_vectors: bool = False
     engine: EngineConfig = EngineConfig()
     settings: dict[str, Any] = Field(default_factory=dict)
     strategy: StrategyConfig

@@ -4,9 +4,11 @@ import hashlib
 from pathlib import Path
 
 from cloister.clients.policy import code_digest
+from cloister.privacy.roster import Roster
 from cloister.privacy.transcript import Header
 from cloister.server.scribe import Scribe
 from cloister.simulations.claims import DELTA
+from cloister.simulations.planning import simulated_roster
 from cloister.simulations.prepare import Prepared
 from cloister.simulations.record import RunRecord, Transcript
 
@@ -16,9 +18,12 @@ EXPERIMENT_FILE = "experiment.toml"
 def scribe_of(prepared: Prepared, folder: Path, run: str) -> Scribe:
     """Return who writes the transcript of the run in ``folder``, whose experiment is written there already.
 
-    Clients of a simulation have no keys of their own, so nobody in its roster signs.
+    Clients of a simulation have keys where they take part in secure sums, else none.
     """
     experiment, plan = prepared.experiment, prepared.plan
+    registered: dict[str, bytes] = {}
+    if plan.secure is not None:
+        registered.update(Roster.load(simulated_roster(folder / "clients", prepared.clients)).keys)
 
     def header(server: str, model: str) -> Header:
         return Header(
@@ -31,11 +36,11 @@ def scribe_of(prepared: Prepared, folder: Path, run: str) -> Scribe:
             plan=plan.values(),
             delta=plan.budget.delta if plan.budget else DELTA,
             server=server,
-            roster=dict.fromkeys(prepared.clients, ""),
+            roster={name: registered.get(name, b"").hex() for name in prepared.clients},
             model=model,
         )
 
-    return Scribe(folder, keys=folder / "server", header=header)
+    return Scribe(folder, keys=folder / "server", header=header, keeps=experiment.keep_masked_vectors)
 
 
 def head(scribe: Scribe) -> Transcript:

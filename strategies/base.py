@@ -373,7 +373,7 @@ class BaseStrategy(Strategy):
                 for exchange in self.exchanges:
                     metrics |= exchange.commit(cohort.pool)
         self.void_rounds = self.void_rounds + 1 if void else 0
-        self._summed = None
+        total, self._summed = self._summed.total if self._summed and not void else None, None
         return RoundResult(
             number=number,
             void=void,
@@ -383,6 +383,7 @@ class BaseStrategy(Strategy):
             traffic=traffic,
             arrays=arrays,
             client_arrays=self.client_arrays(),
+            total=total,
         )
 
     def end_if_stuck(self, result: RoundResult) -> None:
@@ -408,7 +409,9 @@ class BaseStrategy(Strategy):
             for exchange in self.exchanges:
                 exchange.add(reply, self.weigh(reply))
 
-        return Inbox(cohort, MaskedRules().read if self.secure else self._rules(arrays).read, take)
+        secure = self.secure
+        masked = MaskedRules(commit=self.commits, vault=secure.vault) if secure else None
+        return Inbox(cohort, masked.read if masked else self._rules(arrays).read, take)
 
     def _rules(self, arrays: ArrayRecord) -> ReplyRules:
         current = views(arrays)

@@ -1,6 +1,7 @@
 """A round's replies: in any order as they arrive, in canonical order as they count."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flwr.app import Message
 
@@ -80,17 +81,17 @@ def settled(reply: Reply | str, fold: Callable[[Reply], None] | None) -> Outcome
     """Return what becomes of a client once ``fold`` has taken its reply, or of one whose reason is all there is."""
     if isinstance(reply, str):
         return Outcome(accepted=False, reason=reply)
+    said: dict[str, Any] = {"digest": reply.digest, "signature": reply.signature, "head": reply.head}
     try:
         if fold is not None:
             fold(reply)
     except ReleaseError as error:
-        return Outcome(accepted=False, reason=str(error.args[0]), digest=reply.digest, head=reply.head)
+        return Outcome(accepted=False, reason=str(error.args[0]), **said)
     return Outcome(
         accepted=True,
         examples=reply.examples,
         steps=reply.steps,
         norm=reply.norm,
         metrics=reply.metrics,
-        digest=reply.digest,
-        head=reply.head,
+        **said,
     )

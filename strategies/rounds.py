@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Result
 
-from cloister.privacy.transcript import LedgerHead
+from cloister.privacy.transcript import LedgerHead, ModularSum
 
 STAGES = ("configure", "wait", "aggregate", "evaluate")
 
@@ -17,7 +17,7 @@ STAGES = ("configure", "wait", "aggregate", "evaluate")
 class Outcome:
     """What became of one client of the cohort: its reply counted, or ``reason`` says why not.
 
-    ``digest``, ``head``: of a valid reply, for the transcript (:class:`~cloister.strategies.validation.Reply`).
+    ``digest``, ``signature``, ``head``: of a valid :class:`~cloister.strategies.validation.Reply`, for the transcript.
     """
 
     accepted: bool
@@ -27,6 +27,7 @@ class Outcome:
     norm: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     digest: str = ""
+    signature: str = ""
     head: LedgerHead | None = None
 
 
@@ -46,12 +47,12 @@ class Traffic:
 class RoundResult:
     """Everything that is known of a finished round.
 
-    ``void``: why the round did not count ("" if it did). ``seconds``: per stage of :data:`STAGES`. ``cohort``: names
-    of all clients drawn, in canonical order; ``outcomes`` and ``traffic`` are keyed by them (traffic also by clients
-    that an asynchronous strategy asked and that go on training). ``metrics``: means over accepted clients, weighted by
-    examples. ``client_evaluation`` and ``evaluation``: from the clients' own held-out
-    data (per client, and the mean); ``server_evaluation``: from ``evaluate_fn``. ``arrays``: the model after the
-    round; ``client_arrays``: one per client, where the strategy keeps one per client.
+    ``void``: why the round did not count ("" if it did). ``seconds``: per stage of :data:`STAGES`. ``cohort``: names of
+    all clients drawn, in canonical order; ``outcomes`` and ``traffic`` are keyed by them (traffic also by clients that
+    an asynchronous strategy asked and that go on training). ``metrics``: means over accepted clients, weighted by
+    examples. ``client_evaluation`` and ``evaluation``: from the clients' own held-out data (per client, and the mean);
+    ``server_evaluation``: from ``evaluate_fn``. ``total``: what is committed to of a secure sum that was opened.
+    ``arrays``: the model after the round; ``client_arrays``: one per client, where the strategy keeps one per client.
     """
 
     number: int
@@ -66,6 +67,7 @@ class RoundResult:
     evaluation: Mapping[str, float] = field(default_factory=dict)
     client_evaluation: Mapping[str, Outcome] = field(default_factory=dict)
     server_evaluation: Mapping[str, Any] = field(default_factory=dict)
+    total: ModularSum | None = None
 
 
 @dataclass

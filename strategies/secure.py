@@ -5,9 +5,11 @@ the sum is over, and open it. The server goes on with whoever is left in each ph
 void, and the next one starts afresh.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,17 @@ from cloister.privacy.carried import MASKED, QUERY, RECORD, ROWS, unwrapped, wra
 from cloister.privacy.clipping import ClipBound
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
+from cloister.privacy.secagg.keys import SIGNATURE_BYTES
 from cloister.privacy.secagg.server import Phase, Receipt, ServerSession
 from cloister.privacy.summing import RoundSum, Total
 from cloister.strategies.centres import SummedCentres
+from cloister.privacy.transcript import HEAD, ModularSum
+from cloister.privacy.vectors import committed, keep_bytes
 from cloister.strategies.cohort import Client, Cohort
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.gather import gather
 from cloister.strategies.private import NoisyMean
-from cloister.strategies.validation import Reply, check_keys, content_of
+from cloister.strategies.validation import Reply, check_keys, content_of, read_head
 
 _DROPPED = "dropped out of the secure sum: no valid {} came in time"
 
@@ -38,7 +43,8 @@ class SecureAggregation:
 
     ``roster``: returns who takes part, asked when the first round begins. ``deadline_s``: seconds of each phase.
     ``bound``: the clip bound in force, where the noise is distributed and the clip adaptive. ``centres``: class centres
-    that go into the same sum, set by the strategy that exchanges them.
+    that go into the same sum, set by the strategy that exchanges them. ``commit``: whether sums are hashed for a
+    transcript; ``vault``: where they and masked vectors are kept beside it, None for nowhere.
     """
 
     plan: Plan
@@ -49,6 +55,8 @@ class SecureAggregation:
     sleep: Callable[[float], None]
     bound: float = 0.0
     centres: SummedCentres | None = None
+    commit: bool = False
+    vault: Path | None = None
 
     def __post_init__(self) -> None:
         """Take the first bound from the plan."""
@@ -121,6 +129,7 @@ class SecureRound:
     deliveries: dict[int, bytes] = field(default_factory=dict)
     cohort: Cohort = field(default_factory=lambda: Cohort(clients=(), pool=0))
     problem: str = ""
+    total: ModularSum | None = None
 
     def delivery(self, client: str) -> ArrayRecord:
         """Return the record that goes beside a client's training message."""
@@ -154,12 +163,15 @@ class SecureRound:
 
     def unmask(self) -> Total:
         """Have the survivors open the sum, and return it; raises :class:`SecureSumError` where too few are left."""
-        session = self.session
+        session, commit = self.session, self.secure.commit
+        masked = session.masked_sum if commit else None
         while session.phase is not Phase.DONE:
             if messages := session.close():
                 self.ask(messages)
         if session.result is None:
             raise SecureSumError(f"round {self.part.number}: expected a sum, found none; it is asked again")
+        if masked is not None:
+            self.total = committed(masked, session.result.vector, self.part.terms.bits, self.secure.vault)
         total = self.part.decode(session.result.vector, len(session.result.clients))
         self.secure.adapt(total)
         if self.secure.centres is not None and total.centres is not None:
@@ -169,18 +181,39 @@ class SecureRound:
 
 @dataclass(frozen=True)
 class MaskedRules:
-    """What replies to training must look like under a secure sum: a masked vector, and metrics that say nothing."""
+    """What replies to training must look like under a secure sum: a masked vector, and metrics that say nothing.
+
+    ``commit``: whether to hash what was received, for the transcript; ``vault``: where to keep it, None for nowhere.
+    """
+
+    commit: bool = False
+    vault: Path | None = None
 
     def read(self, client: str, message: Message) -> Reply:
         """Return the valid reply that ``message`` holds; raises ReleaseError for any other."""
         content = content_of(message)
-        check_keys("reply", set(content), {MASKED, "metrics"}, {MASKED, "metrics"})
+        check_keys("reply", set(content), {MASKED, "metrics"}, {MASKED, "metrics", HEAD})
         try:
             vector = np.frombuffer(unwrapped(content[MASKED]), np.uint8)
         except SecureSumError as error:
             raise ReleaseError(str(error.args[0])) from error
+        digest = signature = ""
+        if self.commit:
+            signed, signature = vector[:-SIGNATURE_BYTES], vector[-SIGNATURE_BYTES:].tobytes().hex()
+            digest = hashlib.sha256(signed.data).hexdigest()
+            if self.vault is not None:
+                keep_bytes(self.vault, digest, signed.tobytes())
         return Reply(
-            client=client, examples=1, steps=0, metrics={}, deltas={}, extras={MASKED: {"message": vector}}, norm=0.0
+            client=client,
+            examples=1,
+            steps=0,
+            metrics={},
+            deltas={},
+            extras={MASKED: {"message": vector}},
+            norm=0.0,
+            digest=digest,
+            signature=signature,
+            head=read_head(content),
         )
 
 

@@ -29,7 +29,8 @@ class Reply:
 
     ``deltas``: changes of the entries that were sent, by state-dict name: views of received memory, not to be written
     to. ``extras``: the other array records by kind. ``norm``: L2 norm of the change of all SHARED entries. ``digest``:
-    SHA-256 of all of it as it was received, "" where nobody asks. ``head``: of the client's ledger, if it sent one.
+    SHA-256 of all of it as it was received, "" where nobody asks; ``signature``: the client's over it. ``head``: of the
+    client's ledger, if it sent one.
     """
 
     client: str
@@ -40,6 +41,7 @@ class Reply:
     extras: dict[str, dict[str, NDArray]]
     norm: float
     digest: str = ""
+    signature: str = ""
     head: LedgerHead | None = None
 
 

@@ -111,6 +111,11 @@ class ServerSession:
         self._survivors: Survivors | None = None
         self._total = zeros(terms.size, terms.bits)
 
+    @property
+    def masked_sum(self) -> Words:
+        """The sum modulo 2^bits of the masked vectors that are there: a copy, before any mask is removed."""
+        return self._total & self._total.dtype.type((1 << self.terms.bits) - 1)
+
     def missing(self) -> tuple[int, ...]:
         """Return who was asked in this phase and has not answered, ascending."""
         return tuple(client for client in self._asked if client not in self._answers)

@@ -41,9 +41,7 @@ def made() -> bytes:
         transcript = Transcript.open(Path(folder) / "t.jsonl", server, header, lambda entry: None)
         tally = Tally(header)
         for number in (1, 2):
-            signed = {
-                name: key.sign(COMMITMENT, *Commitment.signed("r", number, B, A)).hex() for name, key in clients.items()
-            }
+            signed = {name: key.sign(COMMITMENT, *Commitment.signed(A)).hex() for name, key in clients.items()}
             ledger = clients["cam1"].sign(LEDGER_HEAD, *LedgerHead.signed("r", number, number, B)).hex()
             head = LedgerHead(rows=number, digest=B, public=header.roster["cam1"], signature=ledger)
             entry = Round(

@@ -18,9 +18,9 @@ from cloister.errors import TranscriptError
 from cloister.privacy import sketch as sketches
 from cloister.privacy.plan import Plan
 from cloister.privacy.secagg.keys import Identity
+from cloister.privacy.secagg.messages import Masked
 from cloister.privacy.tally import Tally
 from cloister.privacy.transcript import (
-    COMMITMENT,
     LEDGER_HEAD,
     SKETCH,
     Commitment,
@@ -32,7 +32,7 @@ from cloister.privacy.transcript import (
     digest_of,
 )
 from cloister.privacy.transcript_file import FILE_NAME, KEPT, Transcript
-from cloister.privacy.vectors import keep
+from cloister.privacy.vectors import keep, keep_bytes
 from cloister.privacy.verify import Verification, verify
 
 pytestmark = pytest.mark.usefixtures("no_sync")
@@ -107,15 +107,14 @@ class Forger:
         modulus = np.uint32(2**BITS - 1)
         total = self.lie("total", sum(masked.values()) & modulus)
         announced = self.lie("announced", (total - masks) & modulus)
-        digests = {
-            name: keep(beside, values, BITS) if self.vectors else sketches.vector_digest(values, BITS)
-            for name, values in masked.items()
-        }
+        sent = {name: self.sent(name, number, masked[name]) for name in CLIENTS}
+        digests = {name: message.digest().hex() for name, message in sent.items()}
+        for name, message in sent.items():
+            if self.vectors:
+                keep_bytes(beside, digests[name], message.encode()[:-64])
         sums = {name: keep(beside, values, BITS) for name, values in (("t", total), ("m", masks), ("a", announced))}
         seed = sketches.challenge("r", number, LAYOUT, BITS, digests, sums["t"])
-        commitments = {
-            name: self.commitment(name, number, tally, masked[name], digests[name], seed) for name in CLIENTS
-        }
+        commitments = {name: self.commitment(name, number, masked[name], sent[name], seed) for name in CLIENTS}
         return Round(
             round=number,
             cohort=tuple(CLIENTS),
@@ -137,7 +136,13 @@ class Forger:
             ),
         )
 
-    def commitment(self, name: str, number: int, tally: Tally, vector: Any, digest: str, seed: bytes) -> Commitment:
+    def sent(self, name: str, number: int, vector: Any) -> Masked:
+        """Return the message in which a client sends its masked vector."""
+        place = self.lie("place", 1 + list(CLIENTS).index(name))
+        message = Masked(round=number, scope=bytes(32), client=place, bits=BITS, vector=vector)
+        return message.signed(CLIENTS[name])
+
+    def commitment(self, name: str, number: int, vector: Any, sent: Masked, seed: bytes) -> Commitment:
         """Return what one client signs, with the head of its ledger."""
         key = CLIENTS[name]
         text = sketches.to_hex(sketches.sketch(vector, seed, BITS), BITS) if self.sketched else ""
@@ -145,10 +150,8 @@ class Forger:
         signed = key.sign(LEDGER_HEAD, *LedgerHead.signed("r", number, rows, row))
         sketch_signature = key.sign(SKETCH, *Commitment.sketch_signed("r", number, seed, text)).hex()
         return Commitment(
-            digest=digest,
-            signature=key.sign(COMMITMENT, *Commitment.signed("r", number, LAYOUT, digest)).hex()
-            if self.roster
-            else "",
+            digest=sent.digest().hex(),
+            signature=sent.signature.hex() if self.roster else "",
             sketch=text,
             sketch_signature=sketch_signature if self.sketched else "",
             head=LedgerHead(rows=rows, digest=row, public=key.public.hex(), signature=signed.hex()),
@@ -288,9 +291,28 @@ def test_a_wrong_total_does_not_fit_the_clients_vectors(
     assert {link[4] for link in links(verify(forger.write()))} == {"sum"}
 
 
-def test_a_sum_that_nothing_can_check_does_not_pass(tmp_path: Path) -> None:
+def test_a_sum_that_nothing_can_check_is_counted_and_noted(tmp_path: Path) -> None:
     found = verify(Forger(tmp_path / "run", sketched=False, vectors=False).write())
-    assert links(found) == [(2, "round", 1, "", "sum"), (3, "round", 2, "", "sum")]
+    assert found.ok
+    assert found.checked["sums announced only"] == 2
+    assert "was not checked" in found.notes[-1]
+
+
+def test_a_secure_round_says_what_was_announced_in_the_plans_width(tmp_path: Path) -> None:
+    plan = {**PLAN, "secure": {"bits": BITS, "norm": 1.0, "size": SIZE}}
+    assert verify(Forger(tmp_path / "good", plan=plan).write()).ok
+    silent = only("round", lambda it: it.model_copy(update={"total": None}), 2)
+    found = verify(Forger(tmp_path / "silent", plan=plan, lie=silent).write())
+    assert links(found) == [(3, "round", 2, "", "sum")]
+    plan["secure"]["bits"] = 24
+    found = verify(Forger(tmp_path / "wide", plan=plan).write())
+    assert links(found) == [(2, "round", 1, "", "bits of the sum"), (3, "round", 2, "", "bits of the sum")]
+
+
+def test_a_vector_of_another_round_or_client_shows_where_it_is_kept(tmp_path: Path) -> None:
+    found = verify(Forger(tmp_path / "run", lie=only("place", lambda place: 4 - place)).write())
+    assert links(found)[:2] == [(2, "round", 1, "cam1", "masked vector"), (2, "round", 1, "cam3", "masked vector")]
+    assert "client number 3" in found.broken[0].found
 
 
 def test_the_announced_sum_must_be_the_total_minus_the_masks(tmp_path: Path) -> None:
