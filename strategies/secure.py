@@ -25,9 +25,9 @@ from cloister.privacy.roster import Roster
 from cloister.privacy.secagg.keys import SIGNATURE_BYTES
 from cloister.privacy.secagg.server import Phase, Receipt, ServerSession
 from cloister.privacy.summing import RoundSum, Total
-from cloister.strategies.centres import SummedCentres
 from cloister.privacy.transcript import HEAD, ModularSum
 from cloister.privacy.vectors import committed, keep_bytes
+from cloister.strategies.centres import SummedCentres
 from cloister.strategies.cohort import Client, Cohort
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.gather import gather

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from cloister.clients import stages
 from cloister.clients.gate import gate
 from cloister.clients.policy import SIMULATION
+from cloister.clients.secure import identity_of
 from cloister.errors import DataError, LedgerError, PlanError, PolicyError, PrivacyError
 from cloister.flower import array_record, assign_id, dump, set_identity, views
 from cloister.privacy.entries import EntryKind
@@ -19,6 +20,8 @@ from cloister.privacy.events import EventKind
 from cloister.privacy.ledger import FILE_NAME, Ledger
 from cloister.privacy.local import noised_centres
 from cloister.privacy.plan import Plan
+from cloister.privacy.secagg.keys import verify
+from cloister.privacy.transcript import HEAD, LEDGER_HEAD, LedgerHead
 
 LOCAL: dict[str, Any] = {
     "unit": "client",
@@ -394,3 +397,52 @@ def test_the_budget_is_kept_over_runs_and_rounds(tmp_path: Path) -> None:
 def test_an_apps_own_error_reply_is_the_zero_update_too(tmp_path: Path) -> None:
     reply = gate(message(plan=CENTRAL), node(tmp_path), lambda asked, _: Message(Error(7, "anna"), reply_to=asked))
     assert not weights(reply).any()
+
+
+# The head of the ledger
+
+CONSENTS = POLICY.replace("max_rounds", "share_ledger_head = true\nmax_rounds")
+
+
+def heads(tmp_path: Path, policy: str, **config: Any) -> list[Any]:
+    sent = [
+        gate(message(number, plan=LOCAL, **config), node(tmp_path, policy), trained(loss=number)) for number in (1, 2)
+    ]
+    return [reply.content.get(HEAD) for reply in sent]
+
+
+def test_a_site_that_consents_signs_the_head_of_its_ledger(tmp_path: Path) -> None:
+    first, second = heads(tmp_path, site(tmp_path, CONSENTS), **{"ledger-heads": True})
+    public = identity_of(tmp_path / "cam1").public
+    with Ledger.read(tmp_path / "cam1" / FILE_NAME) as ledger:
+        rows = ledger.records()
+    for number, record in ((1, first), (2, second)):
+        found = LedgerHead.parse(dict(record))
+        assert found.public == public.hex()
+        verify(public, bytes.fromhex(found.signature), LEDGER_HEAD, *LedgerHead.signed("r", number, *numbers(found)))
+    assert second["rows"] == first["rows"] + 1  # as it was before the round's own row
+    assert second["digest"] == rows[second["rows"] - 1].digest
+    assert rows[-1].entry.kinds[HEAD] > 0  # it is a release like any other
+
+
+def numbers(head: LedgerHead) -> tuple[int, str]:
+    return head.rows, head.digest
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked"), [(POLICY, True), (CONSENTS, False), (SIMULATION, True)], ids=["no", "not asked", "simulation"]
+)
+def test_without_consent_or_unasked_no_head_leaves(tmp_path: Path, policy: str, asked: bool) -> None:
+    rules = policy if policy == SIMULATION else site(tmp_path, policy)
+    assert heads(tmp_path, rules, **({"ledger-heads": True} if asked else {})) == [None, None]
+
+
+def test_an_app_cannot_put_a_head_into_its_reply(tmp_path: Path) -> None:
+    def answer(received: Message, where: Context) -> Message:
+        reply = trained()(received, where)
+        reply.content[HEAD] = ConfigRecord({"rows": 1})
+        return reply
+
+    reply = gate(message(), node(tmp_path), answer)
+    assert reply.has_error()
+    assert "ReleaseError" in str(reply.error.reason)
