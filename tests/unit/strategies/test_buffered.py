@@ -174,6 +174,22 @@ def test_a_client_that_answers_twice_waits_for_the_next_buffer(lab: SimpleNamesp
     assert second.traffic["a"].down == {"arrays": 8}
 
 
+def test_a_failure_after_a_reply_is_told_in_the_next_round_and_asked_again_after_it(
+    lab: SimpleNamespace, timed: Any
+) -> None:
+    times = {("a", 1): 1.5, ("a", 2): 0.1, ("b", 2): 5.0, ("c", 2): 5.0}
+    good = constant(a=1.0, b=2.0, c=4.0)
+
+    def moody(message: Message) -> Any:
+        return Error(3, "no power") if message.content["config"]["server-round"] == 2 else good["a"](message)
+
+    grid = timed({**good, "a": moody}, lambda name, number: times.get((name, number), 1.0))
+    done = small(lab, grid, 4, {"concurrency": 3, "buffer": 2})
+    assert stale(done.rounds[1])["a"] == 1
+    assert done.rounds[2].outcomes["a"].reason == "error reply (code 3): no power"
+    assert [number for _, name, number in grid.asked if name == "a"] == [1, 2, 4]
+
+
 def test_the_order_inside_a_buffer_changes_no_bit(lab: SimpleNamespace, timed: Any) -> None:
     def run(early: str) -> Any:
         names = "abcdef"

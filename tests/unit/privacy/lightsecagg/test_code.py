@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from cloister.errors import SecureSumError
 from cloister.privacy.lightsecagg.code import decode, encode, encoding, lagrange
@@ -132,6 +133,15 @@ def test_colluders_shares_are_as_likely_under_every_mask(lsa: SimpleNamespace) -
     parts = inverted @ (shares.astype(object) - matrix[list(seen)][:, : terms.parts].astype(object) @ other) % PRIME
     rebuilt = matrix.astype(object) @ np.concatenate([other, parts]) % PRIME
     assert (rebuilt[list(seen)] == shares.astype(object)).all()
+
+
+def test_shares_of_a_known_mask_are_uniform_and_those_of_two_users_independent(lsa: SimpleNamespace) -> None:
+    terms = lsa.terms(size=100_000)
+    first, second, *_ = encode(np.zeros(terms.size, np.uint64), terms, lsa.source("parts"))
+    cells = [(share * np.uint64(16) // np.uint64(PRIME)).astype(np.int64) for share in (first, second)]
+    counts = np.bincount(cells[0] * 16 + cells[1], minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-6
+    assert not np.array_equal(first, encode(np.zeros(terms.size, np.uint64), terms, lsa.source("other parts"))[0])
 
 
 def test_a_mask_needs_its_size_and_a_sum_its_survivors(lsa: SimpleNamespace) -> None:
