@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cloister.privacy.secagg.graph import neighbours
 from cloister.privacy.secagg.keys import KeyPair, Secret, message
@@ -41,7 +41,7 @@ class Group:
         with because(Reason.SHRUNKEN_COHORT):
             parameters = terms.parameters(len(keys))
         session = session_of(terms, cohort)
-        graph = neighbours(session, tuple(keys), parameters.degree)
+        graph = _graph(session, tuple(keys), parameters.degree)
         return cls(terms, keys, session, parameters, graph)
 
     @cached_property
@@ -95,6 +95,11 @@ class Group:
     def associated(self, sender: int, receiver: int) -> bytes:
         """Return what a sealed pair of shares is bound to."""
         return message("shares", sender.to_bytes(4), receiver.to_bytes(4), self.session)
+
+
+@lru_cache(maxsize=4)  # the same for all clients of a cohort, many of which one process may simulate
+def _graph(session: bytes, clients: tuple[int, ...], degree: int) -> Mapping[int, tuple[int, ...]]:
+    return neighbours(session, clients, degree)
 
 
 def session_of(terms: Terms, cohort: Cohort) -> bytes:
