@@ -143,6 +143,11 @@ _TRANSPORT = (
         "switch them off in the strategy; or no [plan.secure]",
     ),
     Rule(
+        lambda plan, facts: _secure(facts) and not plan.noisy and facts.evaluation,
+        "clients report what they measure on their records one by one, beside a secure sum that shows nobody alone",
+        "strategy.evaluate_fraction = 0; evaluate on public or consented data at the server",
+    ),
+    Rule(
         lambda plan, facts: _secure(facts) and plan.distributed and "centres" in facts.releases,
         "class centres are no part of what the shares of noise are for",
         'no centres in the strategy; or plan.trust = "local" with [plan.centres], which are then summed',

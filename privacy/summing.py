@@ -153,6 +153,16 @@ class RoundSum:
         return Total(values=self.layout.unflatten(said.vector)[0], weights=clients, bits=said.bits)
 
     @property
+    def slack(self) -> float:
+        """By which share of the clip a client's part of the sum can be longer than it: rounding of every coordinate.
+
+        Distributed noise has its own bound on rounding, and counts with it.
+        """
+        if self.plan.distributed or not math.isfinite(self.clip):
+            return 0.0
+        return math.sqrt(self.layout.weighted) * self._fixed.step / self.clip
+
+    @property
     def shares(self) -> Distributed:
         """How the noise of distributed trust is shared in this round."""
         return shares_of(self.plan, self.clip)

@@ -142,7 +142,7 @@ class NoisyMean(Fold):
         """Sum changes of ``current`` in round ``number``."""
         self._privacy, self._number, self._current = privacy, number, current
         self._sum = WeightedSum(current, current)
-        self._bits = 0.0
+        self._bits, self._slack = 0.0, 0.0
 
     def add(self, reply: Reply) -> None:
         """Add one clipped change; raises ReleaseError for one beyond its bounds, which then counts as zero."""
@@ -150,9 +150,13 @@ class NoisyMean(Fold):
         self._sum.add(reply.deltas, 1.0)
         self._bits += reply.metrics.get(BIT, 0.0)
 
-    def add_sum(self, values: Mapping[str, NDArray]) -> None:
-        """Add the sum of everybody's clipped changes, of which no single one was seen."""
+    def add_sum(self, values: Mapping[str, NDArray], slack: float) -> None:
+        """Add the sum of everybody's clipped changes, of which no single one was seen.
+
+        ``slack``: by which share of the bound rounding to integers can have lengthened each.
+        """
         self._sum.add(values, 1.0)
+        self._slack = slack
 
     def finish(self) -> dict[str, NDArray]:
         """Return the new arrays, and let the bound adapt."""
@@ -169,7 +173,8 @@ class NoisyMean(Fold):
     def _release(self) -> dict[str, NDArray]:
         privacy = self._privacy
         shapes = {name: it.shape for name, it in self._current.items()}
-        noise = privacy.stream.draw(self._number, shapes, privacy.most)  # what is accepted is what is covered
+        most = privacy.most * (1 + self._slack)  # what is accepted is what is covered
+        noise = privacy.stream.draw(self._number, shapes, most)
         released = {_SUM + name: total + noise[name] for name, total in self._sum.totals().items()}
         if privacy.adaptive:
             source = privacy.noise.fork("bits", self._number)

@@ -235,7 +235,7 @@ class SecureMean(Fold):
         """Return the new arrays. Raises :class:`SecureSumError` where the sum cannot be opened."""
         total = self._round.unmask()
         if self._noisy is not None:
-            self._noisy.add_sum(total.values)
+            self._noisy.add_sum(total.values, self._round.part.slack)
             return self._noisy.finish()
         if not total.weights > 0 or not math.isfinite(total.weights):
             raise SecureSumError("secure sum: expected a positive sum of weights, found none; nobody had any records")

@@ -263,6 +263,12 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "^head leave each client beside the secure sum",
         "switch them off",
     ),
+    "reports beside a secure sum": (
+        NONE,
+        {"aggregation": "secure", "evaluation": True},
+        "one by one, beside a secure sum",
+        "strategy.evaluate_fraction = 0",
+    ),
     "centres among shares": (
         {**SHARES, "centres": CENTRES},
         {"aggregation": "secure", "releases": ("centres",)},

@@ -292,3 +292,13 @@ def test_every_strategy_adds_the_noise_or_refuses_it(lab: SimpleNamespace, name:
     groups = {**groups, "b": Group.LOCAL} if name == "l2rw-uci" else groups
     with pytest.raises(PlanError, match="noisy mean"):
         lab.make(grid, settings, groups=groups, privacy=privacy)
+
+
+def test_noise_covers_what_rounding_to_integers_added_to_each_part_of_a_sum(lab: SimpleNamespace) -> None:
+    drawn = []
+    for slack in (0.0, 0.5):
+        privacy = CentralPrivacy(plan=plan(), noise=NoiseSource(KEY))
+        fold = privacy.fold(1, MODEL, dict.fromkeys(MODEL, Group.SHARED))
+        fold.add_sum({name: np.zeros(values.shape) for name, values in MODEL.items()}, slack)
+        drawn.append(np.concatenate([(values - MODEL[name]).ravel() for name, values in fold.finish().items()]))
+    np.testing.assert_allclose(drawn[1], 1.5 * drawn[0], rtol=1e-4, atol=1e-6)
