@@ -109,6 +109,7 @@ def ledgers(run: Path) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_run_that_is_killed_goes_on_with_the_same_releases(
     tmp_path: Path, plan: str, quiet: Any, run_and_die: Callable[..., None]
