@@ -68,8 +68,8 @@ class Group:
 
     @property
     def fewest(self) -> int:
-        """The fewest clients that the sum may be over: as the terms say, and one and the holders of its shares."""
-        return max(self.terms.least(len(self.keys)), self.parameters.threshold + 1)
+        """The fewest clients that the sum may be over. The threshold is below it, whatever the graph."""
+        return self.terms.least(len(self.keys))
 
     @property
     def stream(self) -> Stream:

@@ -209,6 +209,14 @@ def test_clients_in_another_order_or_twice_are_refused() -> None:
             m.Delivery.decode(m.Delivery(round=1, scope=bytes(32), sealed=pairs).encode())
 
 
+def test_survivors_beyond_the_cohort_are_refused() -> None:
+    encoded = m.Survivors.of(1, bytes(32), range(1, 11), {2, 10}).encode()
+    assert m.Survivors.decode(encoded).of_cohort(range(1, 11)) == {2, 10}
+    for bit in range(2, 8):
+        with pytest.raises(SecureSumError, match="found more bits"):
+            m.Survivors.decode(encoded[:-1] + bytes([encoded[-1] | 1 << bit]))
+
+
 def test_a_share_of_no_kind_is_refused() -> None:
     share = SeedShare(1, bytes(SHARE_BYTES))
     encoded = bytearray(m.Unmask(round=1, scope=bytes(32), client=3, shown=((4, share),)).encode())

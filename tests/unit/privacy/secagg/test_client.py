@@ -13,7 +13,7 @@ from secagg_round import Faults, Round, Site, identity
 
 from cloister.errors import SecureSumError
 from cloister.privacy.secagg.client import State
-from cloister.privacy.secagg.keys import Identity, KeyPair
+from cloister.privacy.secagg.keys import Identity, KeyPair, seal
 from cloister.privacy.secagg.messages import (
     SEALED_BYTES,
     Advertise,
@@ -24,11 +24,12 @@ from cloister.privacy.secagg.messages import (
     Shares,
     Survivors,
     Unmask,
+    pair,
 )
 from cloister.privacy.secagg.parameters import Server
 from cloister.privacy.secagg.reasons import Reason
 from cloister.privacy.secagg.server import Phase
-from cloister.privacy.secagg.shares import KeyShare, SeedShare
+from cloister.privacy.secagg.shares import SHARE_BYTES, KeyShare, SeedShare
 from cloister.privacy.secagg.wire import Kind, header
 
 SITE = Site.of(6, adversaries=0.0, dropouts=0.2, minimum=5)
@@ -80,6 +81,21 @@ def signatures(round: Round, survivors: Survivors, *signers: int) -> tuple[tuple
 
 def advertised(round: Round, client: int) -> Advertise:
     return Advertise.decode(round.answers[Phase.ADVERTISE][client])
+
+
+def sealed_by(round: Round, peer: int, *, place: int) -> bytes:
+    """Return a pair of shares for the victim, sealed by a peer, for a place of its choice."""
+    group: Any = round.server._group
+    key = group.sealing_key(round.clients[peer]._own.sealing, peer, VICTIM, sender=peer)
+    text = pair(SeedShare(place, bytes(SHARE_BYTES)), KeyShare(place, bytes(SHARE_BYTES)))
+    return seal(key, text, group.associated(peer, VICTIM))
+
+
+def test_a_peers_sealed_shares_open_if_they_are_for_this_place() -> None:
+    round = Round(SITE).until(Phase.MASKED)
+    delivery = Delivery.decode(round.requests[VICTIM])
+    sealed = ((PEER, sealed_by(round, PEER, place=3)), *delivery.sealed[1:])
+    round.clients[VICTIM].receive(replace(delivery, sealed=sealed).encode(), SITE.vector(VICTIM))
 
 
 def fresh() -> bytes:
@@ -173,6 +189,11 @@ ATTACKS: dict[str, Attack] = {
     ),
     "shares of another session": Attack(
         Phase.MASKED, Reason.BAD_SHARE, lambda r, m: replace(m, sealed=another(r, Phase.MASKED).sealed)
+    ),
+    "a colluding peer's shares for another's place": Attack(
+        Phase.MASKED,
+        Reason.BAD_SHARE,
+        lambda r, m: replace(m, sealed=((PEER, sealed_by(r, PEER, place=1)), *m.sealed[1:])),
     ),
     "the victim's own sealed shares, sent back": Attack(
         Phase.MASKED,
@@ -446,3 +467,21 @@ def test_of_each_peer_one_kind_of_share_is_shown() -> None:
         for peer, share in Unmask.decode(data).shown:
             kinds[peer].add(type(share))
     assert kinds == {client: {KeyShare if client == gone else SeedShare} for client in SITE.clients}
+
+
+def test_survivors_are_counted_in_all_and_among_neighbours() -> None:
+    full = Site.of(10, adversaries=0.0, dropouts=0.1)
+    round = Round(full).until(Phase.CONSISTENCY)
+    session, group = round.clients[VICTIM], round.clients[VICTIM]._group
+    assert (group.fewest, group.parameters.threshold) == (9, 6)
+
+    def named(count: int) -> Survivors:
+        return Survivors.of(5, group.session, group.clients, frozenset(full.clients[:count]))
+
+    held = session._held.peers
+    session._checks.survivors(group, named(9), held)
+    with pytest.raises(SecureSumError, match="shrunken cohort: expected at least 9 clients in the sum, found 8"):
+        session._checks.survivors(group, named(8), held)
+    strict = replace(group, parameters=replace(group.parameters, threshold=9))
+    with pytest.raises(SecureSumError, match="shrunken cohort: expected at least 9 neighbours in the sum, found 8"):
+        session._checks.survivors(strict, named(9), held)
