@@ -58,3 +58,10 @@ def test_a_preset_lists_its_rounds() -> None:
 def test_an_experiment_of_the_users_own_says_that_nothing_is_known(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('extends = "reid-ci"\nname = "mine"\n')
     assert topics(source=str(tmp_path / "mine.toml")) == {"experiment": ("not known", "mine")}
+
+
+def test_buffers_say_that_the_same_seed_gives_other_weights() -> None:
+    found = deviations(TASK, Experiment.load("reid-ci", overrides=("strategy={name='fedbuff', buffer=3}",)))
+    (said,) = [each for each in found if each.topic == "aggregation"]
+    assert said.run == "buffers: a step after 3 replies, 8 clients train at a time"
+    assert "gives other weights" in said.why

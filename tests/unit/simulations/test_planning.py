@@ -16,6 +16,7 @@ from cloister.privacy.plan import Plan
 from cloister.server.book import Book
 from cloister.simulations import planning
 from cloister.simulations.claims import DELTA, privacy_of
+from cloister.strategies.config import StrategyConfig
 
 SUBJECT: dict[str, Any] = {
     "unit": "subject",
@@ -149,3 +150,19 @@ def test_a_person_loses_what_her_clients_ledgers_say_together(tmp_path: Path) ->
 
 def test_nothing_is_claimed_without_noise(tmp_path: Path) -> None:
     assert privacy_of(prepared({"unit": "client"}), tmp_path, "mine").claims == []
+
+
+def test_a_buffer_is_what_a_noisy_sum_is_divided_by_and_nobody_draws_it() -> None:
+    buffered = experiment({**CENTRAL, "sampler": "all", "rate": 1.0, "relation": "zero-out"})
+    buffered.strategy = StrategyConfig.parse({"name": "fedbuff", "buffer": 7}, "test")
+    made = planning.plan_of(buffered, task())
+    assert (made.sample_size, made.population, made.cohort) == (7, 40, 7.0)
+    (event,) = made.events(3)
+    assert (event.sampler, event.count) == (Sampler.ALL, 3)
+    found = planning.facts(made, buffered, task(), strategy())
+    assert (found.asynchronous, found.drawn) == (True, Sampler.ALL)
+    check(buffered.plan, buffered)
+    buffered.plan = CENTRAL
+    with pytest.raises(PlanError, match="draws by poisson do not count"):
+        check(CENTRAL, buffered)
+    assert planning.plan_of(experiment({**CENTRAL, "sampler": "all", "rate": 1.0}), task()).cohort == 40.0
