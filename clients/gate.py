@@ -24,6 +24,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from cloister.clients import stages
 from cloister.clients.noise import noise_of
+from cloister.clients.policy import Policy
 from cloister.clients.request import Request
 from cloister.clients.secure import Part
 from cloister.clients.site import Account, Site
@@ -71,12 +72,21 @@ def _released(site: Site, message: Message, context: Context, call_next: ClientA
         plan = request.plan
         noisy_here = plan.local or plan.centres is not None or plan.secure is not None
         noise = noise_of(site.folder, request.run, request.round) if noisy_here else None
-        seal = partial(Part.of(site, request, policy.limits()).masked, message) if plan.secure else None
+        seal = _seal(site, request, policy, message)
         content, spent, staged = _answer(site, request, message, context, call_next, noise, seal)
         check_release(message, content, request)
         if (head := account.head()) is not None:
             content[HEAD] = head
         return account.settle(content, (*(spent or account.of_weights()), *staged))
+
+
+def _seal(site: Site, request: Request, policy: Policy, message: Message) -> stages.Seal | None:
+    """Return what masks this client's vector, its session found to be about this very message; None without one."""
+    if request.plan.secure is None or request.kind != "train":
+        return None
+    part = Part.of(site, request, policy.limits())
+    part.enter(message)
+    return partial(part.masked, message)
 
 
 def _answer(

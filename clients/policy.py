@@ -88,7 +88,7 @@ class SecureRules(Config):
     required: bool = False
     minimum_cohort: Annotated[int, Field(ge=3)] = 3
     most_dropouts: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    least_adversaries: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    least_adversaries: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weakest_server: Annotated[Server, Field(strict=False)] = Server.MALICIOUS
 
     @property

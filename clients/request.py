@@ -126,12 +126,17 @@ def _released(kind: str, plan: Plan) -> frozenset[str]:
     return frozenset({weights, "metrics"}) if kind == "train" else frozenset({weights})
 
 
+_MOST_ROWS = 1 << 26  # numbers of class centres that a client makes room for
+
+
 def _rows(config: Mapping[str, Any]) -> tuple[int, int] | None:
     found = config.get(ROWS)
     if found is None:
         return None
     if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int and 0 < n < 1 << 24 for n in found):
         raise ConfigError(f"{ROWS} in the message: expected two positive integers, found {str(found)[:60]}")
+    if found[0] * found[1] > _MOST_ROWS:
+        raise ConfigError(f"{ROWS} in the message: expected at most {_MOST_ROWS} numbers in all, found {found}")
     return found[0], found[1]
 
 

@@ -8,7 +8,7 @@ against the site's own limits, so that a server cannot ask for less protection i
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from cloister.clients.request import Request
 from cloister.errors import SecureSumError
 from cloister.flower import NDArray
-from cloister.privacy.carried import RECORD, unwrapped, wrapped
+from cloister.privacy.carried import RECORD, request_digest, unwrapped, wrapped
 from cloister.privacy.roster import Roster
 from cloister.privacy.sealing import machine_key, seal, unseal
 from cloister.privacy.secagg.client import ClientSession, State
@@ -28,7 +28,7 @@ from cloister.privacy.secagg.keys import Identity
 from cloister.privacy.secagg.masks import Words
 from cloister.privacy.secagg.terms import Limits, Terms
 from cloister.privacy.secagg.wire import Kind, kind_of
-from cloister.privacy.summing import RoundSum
+from cloister.privacy.summing import RoundSum, least
 
 if TYPE_CHECKING:
     from cloister.clients.site import Site
@@ -42,7 +42,7 @@ def identity_of(folder: Path) -> Identity:
     return Identity.of(machine_key(folder / IDENTITY_NAME))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Part:
     """One client's part in one round. ``folder``: where its session lies; ``limits``: what its owner asks of sums."""
 
@@ -51,6 +51,7 @@ class Part:
     client: str
     roster: Roster
     limits: Limits
+    _session: ClientSession | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, site: "Site", request: Request, limits: Limits) -> "Part":
@@ -75,46 +76,64 @@ class Part:
         self._keep(session)
         return RecordDict({RECORD: wrapped(reply)})
 
+    def enter(self, message: Message) -> None:
+        """Take this round's session up before training, if its terms are those of what the message asks.
+
+        Everybody in one session signed the same terms: the same weights, settings and plan. A server that asks one
+        client for something else, or tells the others to do nothing, has no session in which both are. Raises
+        :class:`SecureSumError`; this client has then dropped out.
+        """
+        arrays = message.content.array_records["arrays"]
+        self._session = self._take()
+        expected = self._sum({name: tuple(array.shape) for name, array in arrays.items()}, message).terms
+        if self._session.terms != expected:
+            self._session.abort()
+            raise SecureSumError(
+                "terms: expected those of this plan, model and message, found others: clients are asked for different "
+                "things, or the server changed its mind; it starts anew"
+            )
+
     def masked(self, message: Message, arrays: Mapping[str, NDArray], vector: Words) -> ArrayRecord:
         """Return what leaves in place of ``arrays``: the vector under this session's masks.
 
-        ``arrays`` say what the session's terms must be for. From here on the round counts as one that this client took
-        part in: there is no second session for it.
+        From here on the round counts as one that this client took part in.
         """
-        request, session = self.request, self._take()
-        shapes = {name: values.shape for name, values in arrays.items()}
-        expected = RoundSum(
+        if self._session is None:
+            raise SecureSumError("session: expected one that was entered before training, found none; nothing leaves")
+        reply = self._session.receive(unwrapped(message.content.get(RECORD)), vector)
+        self._write(self.folder / f"{self._run}.round", str(self.request.round).encode())
+        self._keep(self._session)
+        return wrapped(reply)
+
+    def _sum(self, shapes: Mapping[str, tuple[int, ...]], message: Message) -> RoundSum:
+        request = self.request
+        return RoundSum(
             plan=request.plan,
             run=request.run,
             number=request.round,
             shapes=shapes,
             clip=request.norm,
+            request=request_digest(message.content),
             rows=request.rows,
-        ).terms
-        if session.terms != expected:
-            session.abort()
-            raise SecureSumError("terms: expected those of this plan and model, found others; the server starts anew")
-        reply = session.receive(unwrapped(message.content.get(RECORD)), vector)
-        self._note(request.round)
-        self._keep(session)
-        return wrapped(reply)
+        )
 
     def _begin(self, terms: Terms) -> ClientSession:
-        request = self.request
-        secure = request.plan.secure
-        promised = secure and (secure.adversaries, secure.dropouts, secure.server, secure.minimum, secure.bits)
+        plan = self.request.plan
+        secure = plan.secure
+        promised = secure and (secure.adversaries, secure.dropouts, secure.server, least(plan), secure.bits)
         if promised != (terms.adversaries, terms.dropouts, terms.server, terms.minimum, terms.bits):
             raise SecureSumError("terms: expected those of the plan in the message, found others; nothing leaves")
-        if terms.round != request.round:
-            raise SecureSumError(f"terms: expected round {request.round}, found {terms.round}; nothing leaves")
-        self._path.unlink(missing_ok=True)  # of a round that ended without this client
+        if terms.round != self.request.round:
+            raise SecureSumError(f"terms: expected round {self.request.round}, found {terms.round}; nothing leaves")
+        for left in (self._path, *self.folder.glob(f"{self._run}.*.taken")):
+            left.unlink(missing_ok=True)  # of a round that ended without this client, or of a process that died
         return ClientSession(
             client=self.roster.number(self.client),
             identity=self._identity,
             roster=self.roster.numbered,
             terms=terms,
             limits=self.limits,
-            last_round=self._last(),
+            last_round=self._last() - (not (plan.local or plan.distributed)),  # without noise a round may come again
         )
 
     @property
@@ -170,9 +189,6 @@ class Part:
             return 0
         except (OSError, ValueError) as error:
             raise SecureSumError(f"{path}: expected a round, found none ({error}); start another run") from error
-
-    def _note(self, number: int) -> None:
-        self._write(self.folder / f"{self._run}.round", str(number).encode())
 
     def _write(self, path: Path, data: bytes) -> None:
         """Write a file whole, synced, readable by its owner alone."""

@@ -109,7 +109,7 @@ class _Update:
             raise ReleaseError("secure sum: expected the client's noise, to round by, found none")
         request = self.request
         shapes = {name: values.shape for name, values in self.arrays.items()}
-        part = RoundSum(
+        part = RoundSum(  # of encoding alone: what the session is about was checked before training
             plan=request.plan,
             run=request.run,
             number=request.round,
@@ -117,6 +117,9 @@ class _Update:
             clip=request.norm,
             rows=request.rows,
         )
+        if not all(np.isfinite(values).all() for values in self.arrays.values()):  # as a clip does; it says nothing
+            for values in self.arrays.values():
+                values[...] = 0
         source, centres = self.noise.fork("encode"), None if self.centres is None else views(self.centres)
         self._vector = part.encode(self.arrays, source, weight=weight, bit=self.bit or 0.0, centres=centres)
 

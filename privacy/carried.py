@@ -1,10 +1,13 @@
 """A message of a secure sum as Flower carries it: bytes in an array record, which engines move without copying."""
 
+import hashlib
+from typing import Any
+
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from cloister.errors import SecureSumError
-from cloister.flower import array_record, views
+from cloister.flower import array_record, dump, view, views
 
 QUERY = "query.secure"
 """The type of Flower messages that ask for keys, shares and signatures."""
@@ -18,6 +21,17 @@ MASKED = "masked"
 
 ROWS = "secure-rows"
 """The configuration's key for (classes, width) of class centres that go into the sum."""
+
+
+def request_digest(content: RecordDict) -> bytes:
+    """Return the SHA-256 of all that a training message asks, but for its part of the protocol, in whatever order."""
+    digest = hashlib.sha256()
+    for kind, record in sorted(content.items()):
+        for key, value in sorted(record.items()) if kind != RECORD else ():
+            make: Any = type(record)
+            one = array_record({key: view(value)}) if isinstance(value, Array) else make({key: value})
+            digest.update(dump(RecordDict({kind: one})))
+    return digest.digest()
 
 
 def wrapped(message: bytes) -> ArrayRecord:

@@ -42,6 +42,14 @@ def _bare(plan: "Plan", facts: Facts) -> str:
     return "; ".join(f"{kind} ({_NO_SENSITIVITY[kind]})" if kind in _NO_SENSITIVITY else kind for kind in kinds)
 
 
+def _other_cohort(plan: "Plan", facts: Facts) -> str:
+    """Return how many clients are asked in a round, where the shares of noise are made for another number."""
+    if not plan.distributed or facts.clients == 0:
+        return ""
+    number = facts.cohort_size or max(1, int(facts.fraction * facts.clients + 1e-9))
+    return "" if number == plan.cohort else str(number)
+
+
 def _secure(facts: Facts) -> bool:
     return facts.aggregation == "secure"
 
@@ -141,6 +149,12 @@ _TRANSPORT = (
         lambda plan, facts: _secure(facts) and ", ".join(kind for kind in facts.releases if kind != "centres"),
         "{details} leave each client beside the secure sum, one by one",
         "switch them off in the strategy; or no [plan.secure]",
+    ),
+    Rule(
+        lambda plan, facts: _other_cohort(plan, facts),
+        "shares of noise are made for sums of {plan.cohort:g} clients, but {details} are asked in a round; with fewer, "
+        "the sum has less noise than is accounted",
+        "plan.sample_size = {details} (and plan.population), or ask as many as the plan says",
     ),
     Rule(
         lambda plan, facts: _secure(facts) and not plan.noisy and facts.evaluation,

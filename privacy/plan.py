@@ -302,9 +302,9 @@ def _contradictions(plan: Plan) -> dict[str, bool]:
         "secure: expected a [plan.secure] under trust distributed, of whose sum alone the noise is enough": plan.trust
         is Trust.DISTRIBUTED
         and plan.secure is None,
-        "secure.norm: expected a positive number, found 0; it bounds vectors that no [plan.clip] bounds": plan.secure
+        "secure.largest: expected a positive number, found 0; it bounds numbers that no [plan.clip] bounds": plan.secure
         is not None
-        and plan.secure.norm == 0
+        and plan.secure.largest == 0
         and (clip is None or plan.local),
         "clip.kind: expected a bound that stays, found adaptive under mechanism matrix, whose noise of one round "
         "covers others; set clip.kind = 'flat'": clip is not None

@@ -110,8 +110,9 @@ class Secure(Table):
 
     ``adversaries``, ``dropouts``: the shares of a cohort that may collude with the server, and that may drop out.
     ``server``: what it may do; see :class:`~cloister.privacy.secagg.parameters.Server`. ``minimum``: the fewest clients
-    that a sum may be over. ``bits``: sums are modulo 2^bits. ``norm``: L2 norm to which vectors are bounded so that
-    they fit, 0 for that of the clip. ``centre_bound``: largest absolute value of an entry of a class centre, where
+    that a sum may be over. ``bits``: sums are modulo 2^bits. ``largest``: absolute value to which
+    numbers are cut so that they fit, 0 for the clip's bound. ``clients``: most in a sum, 0 for those that are asked.
+    ``centre_bound``: largest absolute value of an entry of a class centre, where
     centres are summed too. ``noise``: what a client's share is drawn from, under distributed trust. ``size``:
     numbers in a vector, 0 for those of the experiment's model.
     """
@@ -121,7 +122,8 @@ class Secure(Table):
     server: Annotated[Server, Field(strict=False)] = Server.MALICIOUS
     minimum: Annotated[int, Field(ge=3)] = 3
     bits: Annotated[int, Field(ge=8, le=32)] = 32
-    norm: NonNegativeFloat = 0.0
+    largest: NonNegativeFloat = 0.0
+    clients: NonNegativeInt = 0
     centre_bound: PositiveFloat = 1.0
     noise: Literal["skellam", "discrete-gaussian"] = "skellam"
     size: NonNegativeInt = 0

@@ -37,10 +37,17 @@ def secure_of(plan: "Plan") -> Secure:
     return plan.secure
 
 
+def asked(plan: "Plan") -> int:
+    """Return how many clients are asked for a sum, so that no more are in it."""
+    return secure_of(plan).clients or math.ceil(plan.cohort)
+
+
 def least(plan: "Plan") -> int:
-    """Return the fewest clients that a sum is opened for: all that are asked but the share that may drop out."""
+    """Return the fewest clients that a sum may be over, whoever came: of distributed noise, all shares counted on."""
     secure = secure_of(plan)
-    return max(secure.minimum, math.ceil(round((1 - secure.dropouts) * plan.cohort, 9)))
+    if not plan.distributed:
+        return secure.minimum
+    return max(secure.minimum, math.ceil(round((1 - secure.dropouts) * asked(plan), 9)))
 
 
 def shares_of(plan: "Plan", clip: float = 0.0) -> Distributed:
@@ -53,15 +60,14 @@ def shares_of(plan: "Plan", clip: float = 0.0) -> Distributed:
     if plan.clip is None:
         raise PlanError("plan.clip: expected a bound on each client's update, found none; noise is relative to it")
     adaptive = plan.clip.kind is ClipKind.ADAPTIVE
-    asked = math.ceil(plan.cohort)
     return Distributed(
         mechanism=EventKind(secure.noise),
         size=secure.size,
         clip=clip or plan.clip_norm,
         bits=secure.bits,
-        clients=asked,
+        clients=asked(plan),
         least=least(plan),
-        dishonest=math.ceil(round(secure.adversaries * asked, 9)),
+        dishonest=math.ceil(round(secure.adversaries * asked(plan), 9)),
         noise_multiplier=plan.noise_multiplier,
         unit=plan.unit,
         relation=plan.relation,
@@ -71,7 +77,7 @@ def shares_of(plan: "Plan", clip: float = 0.0) -> Distributed:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """What a secure sum says: ``values`` by name, float64; the sum of ``weights``; of un-clipped ``bits``, noised.
+    """What a secure sum says: ``values`` by name, float64; the sum of ``weights``; of un-clipped ``bits``.
 
     ``centres``: sums of class centres ``[C, D]`` and how many clients have one ``[C]``, where they are summed too.
     """
@@ -86,7 +92,9 @@ class Total:
 class RoundSum:
     """The secure sum of round ``number`` of ``run``, over arrays of these ``shapes``; the same at everybody's.
 
-    ``clip``: the bound in force. ``rows``: (classes, width) of class centres that are summed beside, each client's
+    ``clip``: the bound in force. ``request``: digest of everything else that each client is asked, model and settings
+    included (:func:`~cloister.privacy.carried.request_digest`): whoever is asked for something else gets other terms,
+    and so is in another sum. ``rows``: (classes, width) of class centres that are summed beside, each client's
     counting as one. Raises :class:`PlanError` for shapes that do not have the plan's size.
     """
 
@@ -95,12 +103,15 @@ class RoundSum:
     number: int
     shapes: Mapping[str, tuple[int, ...]]
     clip: float
+    request: bytes = b""
     rows: tuple[int, int] | None = None
     layout: Layout = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Lay the vector out."""
-        beside = {"centres": self.rows, "counts": self.rows[:1]} if self.rows else {}
+        beside: dict[str, tuple[int, ...]] = {"centres": self.rows, "counts": self.rows[:1]} if self.rows else {}
+        if self._bits:
+            beside["bit"] = ()
         object.__setattr__(self, "layout", Layout.of(self.shapes, beside))
         if (size := self.layout.weighted) != secure_of(self.plan).size:
             raise PlanError(
@@ -118,7 +129,7 @@ class RoundSum:
             layout=self.layout.digest,
             size=self.shares.dimension if self.plan.distributed else self.layout.size,
             bits=secure.bits,
-            minimum=secure.minimum,
+            minimum=least(self.plan),
             adversaries=secure.adversaries,
             dropouts=secure.dropouts,
             server=secure.server,
@@ -137,7 +148,7 @@ class RoundSum:
 
         ``centres``: ``values`` ``[n, D]`` and ``labels`` ``[n]``, below the classes, as a client releases them.
         """
-        vector = self.layout.flatten(arrays, self._beside(centres or {}))
+        vector = self.layout.flatten(arrays, self._beside(centres or {}, bit))
         if self.plan.distributed:
             return self.shares.encode(vector, source, self._digest("rotation"), bit=bit)
         return self._fixed.encode(vector, weight, source)
@@ -148,7 +159,8 @@ class RoundSum:
             vector, weights = self._fixed.decode(total, clients)
             values, beside = self.layout.unflatten(vector)
             centres = (beside["centres"], np.round(beside["counts"])) if self.rows else None
-            return Total(values=values, weights=weights, centres=centres)
+            bits = float(beside["bit"]) if self._bits else 0.0
+            return Total(values=values, weights=weights, bits=bits, centres=centres)
         said = self.shares.decode(total, self._digest("rotation"))
         return Total(values=self.layout.unflatten(said.vector)[0], weights=clients, bits=said.bits)
 
@@ -172,17 +184,24 @@ class RoundSum:
         secure, capped = secure_of(self.plan), self.plan.weighting is Weighting.CAPPED and not self.plan.noisy
         return FixedPoint(
             bits=secure.bits,
-            clip=secure.norm or self.clip,
-            clients=math.ceil(self.plan.cohort),
+            clip=secure.largest or self.clip,
+            clients=asked(self.plan),
             weight_cap=self.plan.weight_cap if capped else 1.0,
             unweighted=self.layout.unweighted,
             unweighted_clip=max(secure.centre_bound, 1.0),
         )
 
-    def _beside(self, centres: Mapping[str, Any]) -> dict[str, Reals]:
-        """Return the entries for class centres: a row and a one for each identity that this client has."""
+    @property
+    def _bits(self) -> bool:
+        """Whether un-clipped bits are in the vector by themselves, for the server's noise."""
+        clip = self.plan.clip
+        return self.plan.central and clip is not None and clip.kind is ClipKind.ADAPTIVE
+
+    def _beside(self, centres: Mapping[str, Any], bit: float) -> dict[str, Reals]:
+        """Return the entries without weight: the bit, and a row and a one for each identity that this client has."""
+        alone = {"bit": np.array(bit)} if self._bits else {}
         if self.rows is None:
-            return {}
+            return alone
         values, counts = np.zeros(self.rows), np.zeros(self.rows[0])
         if centres:
             labels, found = np.asarray(centres["labels"]), np.asarray(centres["values"])
@@ -193,9 +212,9 @@ class RoundSum:
                     f"{found.shape}; server and client must use the same settings"
                 )
             values[labels], counts[labels] = found, 1.0
-        return {"centres": values, "counts": counts}
+        return {"centres": values, "counts": counts, **alone}
 
     def _digest(self, purpose: str) -> bytes:
-        number = self.number if purpose == "rotation" else 0
-        text = f"{purpose}\x1f{self.run}\x1f{self.plan.digest}\x1f{number}"
+        own = str(self.number) if purpose == "rotation" else self.request.hex()
+        text = f"{purpose}\x1f{self.run}\x1f{self.plan.digest}\x1f{own}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

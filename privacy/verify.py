@@ -286,7 +286,7 @@ class _Checker:
         elif total.kept:
             self.note("the bytes of sums lie beside the original of this transcript, not here: only digests are known")
         if not total.sketch and not total.vectors:
-            self._count("sums announced only")
+            self._count("sums announced only, not checked")
             self.note(
                 "rounds without kept vectors and sketches: that the total is the sum of what clients committed to was "
                 "not checked"

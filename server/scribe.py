@@ -117,4 +117,4 @@ def _bound(plan: Plan, result: RoundResult) -> float | None:
         return None
     layers = plan.clip.per_layer.values()
     fixed = math.hypot(*layers) if layers else plan.clip.bound
-    return float(result.metrics.get("clip-bound", fixed)) if plan.central else fixed
+    return float(result.metrics.get("clip-bound", fixed)) if plan.central or plan.distributed else fixed

@@ -1,7 +1,6 @@
 """From an experiment's ``[plan]`` to the plan that server and clients carry out, or to the reasons against it."""
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from cloister.privacy.facts import Facts
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
 from cloister.privacy.secagg.parameters import derive
-from cloister.privacy.summing import shares_of
+from cloister.privacy.summing import asked, shares_of
 from cloister.randomness import SeedTree
 from cloister.server.book import Book
 from cloister.simulations.experiment import Experiment
@@ -52,6 +51,8 @@ def plan_of(experiment: Experiment, task: Task[Any]) -> Plan:
         open_values["clients"] = count
     if given.secure is not None and given.secure.size == 0:
         secure = {**given.secure.model_dump(mode="json"), "size": _size(task)}
+        if given.private_steps and not given.secure.clients:
+            secure["clients"] = count
         experiment = experiment.model_copy(update={"plan": {**experiment.plan, "secure": secure}})
         given = Plan.of(experiment.plan, "plan")
     plan = Plan.of({**open_values, **{key: value for key, value in given.values().items() if key in experiment.plan}})
@@ -66,7 +67,13 @@ def _size(task: Task[Any]) -> int:
     """Return how many numbers a client of this task sends: what its model shares."""
     model = task.spec.build(SeedTree(experiment="size", seed=0).torch(purpose="model"))
     entries = model.state_dict()
-    return sum(entries[name].numel() for name in released(task.spec.groups(model)))
+    names = released(task.spec.groups(model))
+    if whole := sorted(name for name in names if not entries[name].dtype.is_floating_point):
+        raise PlanError(
+            f"plan.secure: expected floating-point entries, found the counters {whole[:3]}, which have no mean; take a "
+            "network without them (GroupNorm), or keep them at the clients"
+        )
+    return sum(entries[name].numel() for name in names)
 
 
 def check(plan: Plan, experiment: Experiment, task: Task[Any], strategy: BaseStrategy) -> None:
@@ -98,7 +105,7 @@ def _unsummable(plan: Plan) -> list[str]:
     secure = plan.secure
     rates: dict[str, Any] = {"adversaries": secure.adversaries, "dropouts": secure.dropouts, "server": secure.server}
     try:
-        derive(math.ceil(plan.cohort or plan.population), **rates)
+        derive(asked(plan), **rates)
         if plan.distributed:
             shares_of(plan)
     except PrivacyError as error:

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from cloister.errors import PlanError, QuorumError, RunError, SecureSumError
 from cloister.flower import NDArray, array_record, views
 from cloister.models.spec import Group
-from cloister.privacy.carried import RECORD
+from cloister.privacy.carried import RECORD, request_digest
 from cloister.randomness import SeedTree
 from cloister.strategies import loop
 from cloister.strategies.centres import SummedCentres
@@ -208,16 +208,14 @@ class BaseStrategy(Strategy):
         cohort = self._cohort(grid, server_round)
         record = self._train_record(server_round, config)
         if self.secure is not None:
-            self._summed = self.secure.open(grid, server_round, cohort, current, record)
+            request = request_digest(self._content("", arrays, record))  # the same for everybody
+            self._summed = self.secure.open(grid, server_round, cohort, current, record, request)
             cohort = self._summed.cohort
         fold = self.open_fold(server_round, current)
         inbox = self._open_inbox(cohort, arrays, fold)
         contents: dict[str, RecordDict] = {}
         for client in cohort.clients:
-            content = RecordDict({"arrays": self.payload(client.name, arrays), "config": record})
-            for exchange in self.exchanges:
-                for kind, extra in exchange.outgoing(client.name).items():
-                    content[kind] = extra
+            content = self._content(client.name, arrays, record)
             if self._summed is not None:
                 content[RECORD] = self._summed.delivery(client.name)
             contents[client.name] = content
@@ -230,6 +228,13 @@ class BaseStrategy(Strategy):
             down={name: sizes(content) for name, content in contents.items()},
         )
         return self._messages(cohort, contents, MessageType.TRAIN, server_round)
+
+    def _content(self, client: str, arrays: ArrayRecord, record: ConfigRecord) -> RecordDict:
+        content = RecordDict({"arrays": self.payload(client, arrays), "config": record})
+        for exchange in self.exchanges:
+            for kind, extra in exchange.outgoing(client).items():
+                content[kind] = extra
+        return content
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -150,13 +150,13 @@ class NoisyMean(Fold):
         self._sum.add(reply.deltas, 1.0)
         self._bits += reply.metrics.get(BIT, 0.0)
 
-    def add_sum(self, values: Mapping[str, NDArray], slack: float) -> None:
+    def add_sum(self, values: Mapping[str, NDArray], slack: float, bits: float = 0.0) -> None:
         """Add the sum of everybody's clipped changes, of which no single one was seen.
 
-        ``slack``: by which share of the bound rounding to integers can have lengthened each.
+        ``slack``: by which share of the bound rounding to integers can have lengthened each. ``bits``: the sum of bits.
         """
         self._sum.add(values, 1.0)
-        self._slack = slack
+        self._slack, self._bits = slack, bits
 
     def finish(self) -> dict[str, NDArray]:
         """Return the new arrays, and let the bound adapt."""

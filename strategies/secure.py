@@ -64,17 +64,25 @@ class SecureAggregation:
         self.stages = {stage.name: stage for stage in self.plan.server_stages()}
 
     def open(
-        self, grid: Grid, number: int, cohort: Cohort, arrays: Mapping[str, NDArray], config: ConfigRecord
+        self,
+        grid: Grid,
+        number: int,
+        cohort: Cohort,
+        arrays: Mapping[str, NDArray],
+        config: ConfigRecord,
+        request: bytes,
     ) -> "SecureRound":
         """Ask the cohort for keys and shares, and return the round with those who are left.
 
-        ``config``: what every message of the round says. Never raises for what clients do: a round in which too few
-        are left has nobody in its cohort, and says why.
+        ``config``: what every message of the round says; ``request``: digest of what every training message asks. Never
+        raises for what clients do: a round in which too few are left has nobody in its cohort, and says why.
         """
         clip = float(config.get("clip-bound", self.bound))  # type: ignore[arg-type]
         shapes = {name: values.shape for name, values in arrays.items()}
         rows = self.centres.rows if self.centres else None
-        part = RoundSum(plan=self.plan, run=self.run, number=number, shapes=shapes, clip=clip, rows=rows)
+        part = RoundSum(
+            plan=self.plan, run=self.run, number=number, shapes=shapes, clip=clip, request=request, rows=rows
+        )
         roster = self.roster()
         known = {roster.numbers[client.name]: client for client in cohort.clients if client.name in roster.numbers}
         strangers = {it.name: "not in the roster" for it in cohort.clients if it.name not in roster.numbers}
@@ -235,7 +243,7 @@ class SecureMean(Fold):
         """Return the new arrays. Raises :class:`SecureSumError` where the sum cannot be opened."""
         total = self._round.unmask()
         if self._noisy is not None:
-            self._noisy.add_sum(total.values, self._round.part.slack)
+            self._noisy.add_sum(total.values, self._round.part.slack, total.bits)
             return self._noisy.finish()
         if not total.weights > 0 or not math.isfinite(total.weights):
             raise SecureSumError("secure sum: expected a positive sum of weights, found none; nobody had any records")

@@ -16,7 +16,7 @@ from cloister.clients.policy import SIMULATION
 from cloister.clients.secure import identity_of
 from cloister.errors import CloisterError, ConfigError, LedgerError, PolicyError, SecureSumError
 from cloister.flower import array_record, assign_id, set_identity
-from cloister.privacy.carried import MASKED, QUERY, RECORD, unwrapped, wrapped
+from cloister.privacy.carried import MASKED, QUERY, RECORD, request_digest, unwrapped, wrapped
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
 from cloister.privacy.secagg.server import ServerSession
@@ -47,6 +47,17 @@ allow_without_noise = true
 def _apps(apps: Path) -> None: ...
 
 
+def asked(kind: str, plan: dict[str, Any], **config: Any) -> RecordDict:
+    """What every client is asked."""
+    values = {"server-round": 1, "rounds": 3, "task": "sum_task:Sums", "settings": "{}", "experiment": "e"}
+    values |= {"seed": 0, "run": "r", "releases": [], "plan": json.dumps(Plan.of(plan).values()), **config}
+    shapes, fill = values.pop("shapes", SHAPES), values.pop("fill", 0.0)
+    content = RecordDict({"config": ConfigRecord(values)})
+    if kind == "train":
+        content["arrays"] = array_record({name: np.full(it, fill, np.float32) for name, it in shapes.items()})
+    return content
+
+
 class Federation:
     """Five clients, each with its own folder, and a server that says what it is told to say."""
 
@@ -62,14 +73,9 @@ class Federation:
     def ask(
         self, client: str, data: bytes | None, kind: str = QUERY, plan: dict[str, Any] = PLAN, **config: Any
     ) -> Message:
-        values = {"server-round": 1, "rounds": 3, "task": "sum_task:Sums", "settings": "{}", "experiment": "e"}
-        values |= {"seed": 0, "run": "r", "releases": [], "plan": json.dumps(Plan.of(plan).values()), **config}
-        shapes = values.pop("shapes", SHAPES)
-        content = RecordDict({"config": ConfigRecord(values)})
+        content = asked(kind, plan, **config)
         if data is not None:
             content[RECORD] = wrapped(data)
-        if kind == "train":
-            content["arrays"] = array_record({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
         self.count += 1
         message = Message(content, dst_node_id=NAMES.index(client) + 1, message_type=kind)
         assign_id(message, f"m{self.count}")
@@ -80,8 +86,8 @@ class Federation:
         return reply
 
     def part(self, number: int = 1, plan: dict[str, Any] = PLAN) -> RoundSum:
-        made = Plan.of(plan)
-        return RoundSum(plan=made, run="r", number=number, shapes=SHAPES, clip=made.clip_norm)
+        made, request = Plan.of(plan), request_digest(asked("train", plan, **{"server-round": number}))
+        return RoundSum(plan=made, run="r", number=number, shapes=SHAPES, clip=made.clip_norm, request=request)
 
     def session(self, number: int = 1) -> ServerSession:
         numbers = self.roster.numbered
@@ -154,7 +160,18 @@ def _another_round(federation: Federation) -> tuple[str, Message]:
 def _twice(federation: Federation) -> tuple[str, Message]:
     deliveries = federation.deliveries(federation.session())
     assert federation.ask("site2", deliveries["site2"], kind="train").has_content()
-    return "site2", federation.ask("site2", deliveries["site2"], kind="train", seed=1)
+    return "site2", federation.ask("site2", deliveries["site2"], kind="train")
+
+
+def _other_weights(federation: Federation) -> tuple[str, Message]:
+    """As if all others were sent weights from which nothing can be learned, so that the sum is this client's."""
+    deliveries = federation.deliveries(federation.session())
+    return "site2", federation.ask("site2", deliveries["site2"], kind="train", fill=float("nan"))
+
+
+def _other_settings(federation: Federation) -> tuple[str, Message]:
+    deliveries = federation.deliveries(federation.session())
+    return "site2", federation.ask("site2", deliveries["site2"], kind="train", settings='{"faults": {}}')
 
 
 def _another_model(federation: Federation) -> tuple[str, Message]:
@@ -166,9 +183,9 @@ def _no_keys(federation: Federation) -> tuple[str, Message]:
     return "site3", federation.ask("site3", None, kind="train")
 
 
-def _the_round_again(federation: Federation) -> tuple[str, Message]:
-    deliveries = federation.deliveries(federation.session())
-    assert federation.ask("site2", deliveries["site2"], kind="train").has_content()
+def _an_old_round(federation: Federation) -> tuple[str, Message]:
+    deliveries = federation.deliveries(federation.session(2), 2)
+    assert federation.ask("site2", deliveries["site2"], kind="train", **{"server-round": 2}).has_content()
     return "site2", federation.ask("site2", federation.session().terms.encode())
 
 
@@ -188,8 +205,10 @@ def _other_peers(federation: Federation) -> tuple[str, Message]:
         (_weaker, "expected those of the plan in the message"),
         (_another_round, "expected round 1, found 2"),
         (_twice, "expected survivors, found delivery"),
+        (_other_weights, "clients are asked for different things"),
+        (_other_settings, "clients are asked for different things"),
         (_no_keys, "expected a session that has begun, found none"),
-        (_the_round_again, "expected a round after 1, found 1"),
+        (_an_old_round, "expected a round after 1, found 1"),
         (_noise, "message"),
         (_other_peers, "expected the public key of this identity"),
     ],
@@ -238,13 +257,14 @@ def test_a_site_takes_part_in_no_sum_that_its_owner_did_not_speak_of(tmp_path: P
     ],
 )
 def test_a_site_holds_sums_to_its_own_limits(tmp_path: Path, limits: str, reason: str) -> None:
-    federation = policed(tmp_path, f"[secure]\n{limits}\n")
+    allowed = "" if "adversaries" in limits else "least_adversaries = 0.0\n"
+    federation = policed(tmp_path, f"[secure]\n{allowed}{limits}\n")
     reply = federation.ask("site1", federation.session().terms.encode())
     assert reason in federation.refusal("site1", reply, SecureSumError)
 
 
 def test_a_site_can_ask_that_the_server_sees_nothing_but_sums(tmp_path: Path) -> None:
-    federation = policed(tmp_path, "[secure]\nrequired = true\n")
+    federation = policed(tmp_path, "[secure]\nrequired = true\nleast_adversaries = 0.0\n")
     plain = {key: value for key, value in PLAN.items() if key != "secure"}
     reply = federation.ask("site1", None, kind="train", plan=plain)
     log = federation.refusal("site1", reply, PolicyError)
@@ -253,8 +273,25 @@ def test_a_site_can_ask_that_the_server_sees_nothing_but_sums(tmp_path: Path) ->
 
 
 def test_a_site_whose_books_cannot_be_kept_sends_no_vector(tmp_path: Path) -> None:
-    federation = policed(tmp_path, "[secure]\n")
+    federation = policed(tmp_path, "[secure]\nleast_adversaries = 0.0\n")
     deliveries = federation.deliveries(federation.session())
     (federation.folder / "site2" / "ledger.sqlite").write_bytes(b"no ledger" * 1000)
     reply = federation.ask("site2", deliveries["site2"], kind="train")
     federation.refusal("site2", reply, LedgerError)
+
+
+def test_a_round_whose_sum_was_lost_may_be_asked_again_where_nothing_is_counted(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    for _ in range(2):
+        deliveries = federation.deliveries(federation.session())
+        assert federation.ask("site2", deliveries["site2"], kind="train").has_content()
+    assert len(list((tmp_path / "site2" / "secure").glob("*.session"))) == 1
+
+
+def test_what_a_dead_process_left_is_removed_when_the_next_round_begins(tmp_path: Path) -> None:
+    federation = Federation(tmp_path)
+    federation.deliveries(federation.session())
+    (session,) = (tmp_path / "site2" / "secure").glob("*.session")
+    session.rename(session.with_suffix(".99.taken"))
+    federation.deliveries(federation.session())
+    assert not list((tmp_path / "site2" / "secure").glob("*.taken"))

@@ -263,6 +263,12 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "^head leave each client beside the secure sum",
         "switch them off",
     ),
+    "shares for more than are asked": (
+        SHARES,
+        {"aggregation": "secure", "cohort_size": 500},
+        "made for sums of 1000 clients, but 500 are asked",
+        "plan.sample_size = 500",
+    ),
     "reports beside a secure sum": (
         NONE,
         {"aggregation": "secure", "evaluation": True},

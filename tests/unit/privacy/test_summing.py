@@ -8,7 +8,7 @@ import pytest
 from cloister.errors import PlanError
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
-from cloister.privacy.summing import RoundSum, least, secure_of
+from cloister.privacy.summing import RoundSum, asked, least, secure_of, shares_of
 
 SHAPES: dict[str, tuple[int, ...]] = {"w": (30, 10), "b": (10,)}
 PLAN: dict[str, Any] = {
@@ -16,6 +16,14 @@ PLAN: dict[str, Any] = {
     "clip": {"bound": 2.0},
     "population": 10,
     "secure": {"size": 310, "bits": 16, "dropouts": 0.25},
+}
+NOISED: dict[str, Any] = {
+    **PLAN,
+    "mechanism": "gaussian",
+    "trust": "distributed",
+    "relation": "zero-out",
+    "noise_multiplier": 1.0,
+    "secure": {**PLAN["secure"], "adversaries": 0.05},
 }
 
 
@@ -37,6 +45,7 @@ def test_everything_that_differs_gives_other_terms() -> None:
         part(number=2),
         part(shapes={"w": (10, 30), "b": (10,)}),
         part(rows=(3, 4)),
+        part(request=bytes(32)),
         part({**PLAN, "secure": {**PLAN["secure"], "adversaries": 0.2}}),
         part({**PLAN, "weighting": "capped", "weight_cap": 5}),
     ]
@@ -85,7 +94,15 @@ def test_centres_that_do_not_fit_are_refused(centres: dict[str, np.ndarray]) -> 
 
 
 def test_a_plan_says_how_large_its_vector_is_and_how_few_may_be_in_a_sum() -> None:
-    assert least(Plan.of(PLAN)) == 8
+    assert least(Plan.of(PLAN)) == 3  # the plan's minimum: nothing else rests on how many
+    shares = shares_of(Plan.of(NOISED))
+    assert (shares.clients, shares.least, shares.dishonest) == (10, 8, 1)
+    assert part(NOISED).terms.minimum == 8  # of all that are asked, not of those that came
+    assert part(NOISED).terms.size == shares.dimension == 512
+    steps = {**PLAN, "mechanism": "dp-sgd", "steps": 1, "sample_size": 2, "unit": "subject", "noise_multiplier": 1.0}
+    steps["secure"] = {**PLAN["secure"], "largest": 3.0, "clients": 6}
+    assert asked(Plan.of(steps)) == 6
+    assert part(steps)._fixed.clients == 6
     with pytest.raises(PlanError, match="expected 310, the numbers in this model, found 300"):
         part({**PLAN, "secure": {"size": 300}})
     with pytest.raises(PlanError, match="expected a table with the size"):

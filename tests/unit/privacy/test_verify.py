@@ -294,12 +294,12 @@ def test_a_wrong_total_does_not_fit_the_clients_vectors(
 def test_a_sum_that_nothing_can_check_is_counted_and_noted(tmp_path: Path) -> None:
     found = verify(Forger(tmp_path / "run", sketched=False, vectors=False).write())
     assert found.ok
-    assert found.checked["sums announced only"] == 2
+    assert found.checked["sums announced only, not checked"] == 2
     assert "was not checked" in found.notes[-1]
 
 
 def test_a_secure_round_says_what_was_announced_in_the_plans_width(tmp_path: Path) -> None:
-    plan = {**PLAN, "secure": {"bits": BITS, "norm": 1.0, "size": SIZE}}
+    plan = {**PLAN, "secure": {"bits": BITS, "largest": 1.0, "size": SIZE}}
     assert verify(Forger(tmp_path / "good", plan=plan).write()).ok
     silent = only("round", lambda it: it.model_copy(update={"total": None}), 2)
     found = verify(Forger(tmp_path / "silent", plan=plan, lie=silent).write())
