@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 
 from cloister.clients.policy import code_digest
 from cloister.errors import ConfigError, PlanError
-from cloister.flower import array_record, dump, view
 from cloister.privacy.carried import QUERY, ROWS
 from cloister.privacy.events import Relation, Unit
 from cloister.privacy.plan import Plan
 from cloister.privacy.settings import ClipKind
 from cloister.privacy.soundness import unsound
+from cloister.privacy.summing import RoundSum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,18 @@ class Request:
     def central(self) -> bool:
         """Whether the server adds the noise, to updates that leave the client clipped and bare."""
         return self.plan.central
+
+    def round_sum(self, shapes: Mapping[str, tuple[int, ...]], asked: bytes = b"") -> RoundSum:
+        """Return this round's secure sum over arrays of these shapes; ``asked``: see :class:`RoundSum`."""
+        return RoundSum(
+            plan=self.plan,
+            run=self.run,
+            number=self.round,
+            shapes=shapes,
+            clip=self.norm,
+            request=asked,
+            rows=self.rows,
+        )
 
     @property
     def run_digest(self) -> str:
@@ -151,17 +163,6 @@ def config_of(message: Message) -> dict[str, Any]:
 def plan_of(config: Mapping[str, Any]) -> Plan:
     """Return the plan that a server sent; no plan is a plan that noises nothing."""
     return _plan(str(config.get("plan", "{}")))
-
-
-def content_digest(message: Message) -> str:
-    """Return the SHA-256 of everything that a message holds, in whatever order it comes."""
-    digest = hashlib.sha256()
-    for kind, record in sorted(message.content.items()):
-        for key, value in sorted(record.items()):
-            make: Any = type(record)
-            one = array_record({key: view(value)}) if isinstance(value, Array) else make({key: value})
-            digest.update(dump(RecordDict({kind: one})))
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=8)

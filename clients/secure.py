@@ -7,7 +7,6 @@ against the site's own limits, so that a server cannot ask for less protection i
 
 import contextlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,8 @@ from safetensors.numpy import load, save
 
 from cloister.clients.request import Request
 from cloister.errors import SecureSumError
-from cloister.flower import NDArray
 from cloister.privacy.carried import RECORD, request_digest, unwrapped, wrapped
+from cloister.privacy.chain import write_synced
 from cloister.privacy.roster import Roster
 from cloister.privacy.sealing import machine_key, seal, unseal
 from cloister.privacy.secagg.client import ClientSession, State
@@ -28,7 +27,7 @@ from cloister.privacy.secagg.keys import Identity
 from cloister.privacy.secagg.masks import Words
 from cloister.privacy.secagg.terms import Limits, Terms
 from cloister.privacy.secagg.wire import Kind, kind_of
-from cloister.privacy.summing import RoundSum, least
+from cloister.privacy.summing import least
 
 if TYPE_CHECKING:
     from cloister.clients.site import Site
@@ -85,7 +84,8 @@ class Part:
         """
         arrays = message.content.array_records["arrays"]
         self._session = self._take()
-        expected = self._sum({name: tuple(array.shape) for name, array in arrays.items()}, message).terms
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        expected = self.request.round_sum(shapes, request_digest(message.content)).terms
         if self._session.terms != expected:
             self._session.abort()
             raise SecureSumError(
@@ -93,8 +93,8 @@ class Part:
                 "things, or the server changed its mind; it starts anew"
             )
 
-    def masked(self, message: Message, arrays: Mapping[str, NDArray], vector: Words) -> ArrayRecord:
-        """Return what leaves in place of ``arrays``: the vector under this session's masks.
+    def masked(self, message: Message, vector: Words) -> ArrayRecord:
+        """Return what leaves in place of the weights: their vector under this session's masks.
 
         From here on the round counts as one that this client took part in.
         """
@@ -104,18 +104,6 @@ class Part:
         self._write(self.folder / f"{self._run}.round", str(self.request.round).encode())
         self._keep(self._session)
         return wrapped(reply)
-
-    def _sum(self, shapes: Mapping[str, tuple[int, ...]], message: Message) -> RoundSum:
-        request = self.request
-        return RoundSum(
-            plan=request.plan,
-            run=request.run,
-            number=request.round,
-            shapes=shapes,
-            clip=request.norm,
-            request=request_digest(message.content),
-            rows=request.rows,
-        )
 
     def _begin(self, terms: Terms) -> ClientSession:
         plan = self.request.plan
@@ -191,17 +179,9 @@ class Part:
             raise SecureSumError(f"{path}: expected a round, found none ({error}); start another run") from error
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Write a file whole, synced, readable by its owner alone."""
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        """Write a file whole and synced, in a folder that its owner alone can open."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_synced(path, data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise SecureSumError(f"{path}: cannot be written ({error}); free disk space; this round is lost") from error

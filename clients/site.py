@@ -8,10 +8,10 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from cloister.clients.policy import SIMULATION, Policy
-from cloister.clients.request import Request, content_digest
+from cloister.clients.request import Request
 from cloister.clients.secure import identity_of
 from cloister.errors import CloisterError, LedgerError, PrivacyError
-from cloister.flower import dump, load, view
+from cloister.flower import content_digest, dump, load, view
 from cloister.privacy.entries import Entry, EntryKind
 from cloister.privacy.events import Event, EventKind
 from cloister.privacy.ledger import FILE_NAME, Ledger
@@ -90,7 +90,7 @@ class Account:
             return cls(site, request, policy, "", None)
         if site.folder is None:
             raise PrivacyError("ledger: expected a state folder, found none; set `state` in the node's configuration")
-        return cls(site, request, policy, content_digest(message), Ledger.open(site.folder / FILE_NAME))
+        return cls(site, request, policy, content_digest(message.content).hex(), Ledger.open(site.folder / FILE_NAME))
 
     def close(self) -> None:
         """Close the ledger."""

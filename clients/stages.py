@@ -20,10 +20,9 @@ from cloister.privacy.local import noised_centres
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
 from cloister.privacy.secagg.masks import Words
-from cloister.privacy.summing import RoundSum
 
-Seal = Callable[[Mapping[str, NDArray], Words], ArrayRecord]
-"""Returns what leaves in place of arrays: their encoded vector, masked."""
+Seal = Callable[[Words], ArrayRecord]
+"""Returns what leaves in place of the weights: their encoded vector, masked."""
 
 
 def staged(
@@ -107,16 +106,8 @@ class _Update:
     def _encode(self, weight: float) -> None:
         if self.noise is None:
             raise ReleaseError("secure sum: expected the client's noise, to round by, found none")
-        request = self.request
-        shapes = {name: values.shape for name, values in self.arrays.items()}
-        part = RoundSum(  # of encoding alone: what the session is about was checked before training
-            plan=request.plan,
-            run=request.run,
-            number=request.round,
-            shapes=shapes,
-            clip=request.norm,
-            rows=request.rows,
-        )
+        # Of encoding alone: what the session is about was checked before training.
+        part = self.request.round_sum({name: values.shape for name, values in self.arrays.items()})
         if not all(np.isfinite(values).all() for values in self.arrays.values()):  # as a clip does; it says nothing
             for values in self.arrays.values():
                 values[...] = 0
@@ -126,7 +117,7 @@ class _Update:
     def _mask(self) -> None:
         if self._vector is None or self.seal is None:
             raise ReleaseError("secure sum: expected an encoded vector and a session, found none; nothing leaves")
-        self.masked = self.seal(self.arrays, self._vector)
+        self.masked = self.seal(self._vector)
 
 
 def _clip(arrays: Mapping[str, NDArray], bounds: Mapping[str, float]) -> float:

@@ -14,6 +14,7 @@ A message crosses a process border as a table of its arrays, metrics as JSON, an
 (:func:`pack`), so that the engine can move them through shared memory or an object store. No pickle is involved.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -205,6 +206,17 @@ def unpack(
 def dump(records: RecordDict) -> bytes:
     """Return records as the bytes of Flower's protobuf."""
     return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def content_digest(content: RecordDict, *, without: str = "") -> bytes:
+    """Return the SHA-256 of everything that records hold, in whatever order it comes; ``without``: a kind left out."""
+    digest = hashlib.sha256()
+    for kind, record in sorted(content.items()):
+        for key, value in sorted(record.items()) if kind != without else ():
+            make: Any = type(record)
+            one = array_record({key: view(value)}) if isinstance(value, Array) else make({key: value})
+            digest.update(dump(RecordDict({kind: one})))
+    return digest.digest()
 
 
 def load(data: bytes) -> RecordDict:

@@ -1,13 +1,10 @@
 """A message of a secure sum as Flower carries it: bytes in an array record, which engines move without copying."""
 
-import hashlib
-from typing import Any
-
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from cloister.errors import SecureSumError
-from cloister.flower import array_record, dump, view, views
+from cloister.flower import array_record, content_digest, views
 
 QUERY = "query.secure"
 """The type of Flower messages that ask for keys, shares and signatures."""
@@ -24,14 +21,8 @@ ROWS = "secure-rows"
 
 
 def request_digest(content: RecordDict) -> bytes:
-    """Return the SHA-256 of all that a training message asks, but for its part of the protocol, in whatever order."""
-    digest = hashlib.sha256()
-    for kind, record in sorted(content.items()):
-        for key, value in sorted(record.items()) if kind != RECORD else ():
-            make: Any = type(record)
-            one = array_record({key: view(value)}) if isinstance(value, Array) else make({key: value})
-            digest.update(dump(RecordDict({kind: one})))
-    return digest.digest()
+    """Return the SHA-256 of all that a training message asks, but for its part of the protocol."""
+    return content_digest(content, without=RECORD)
 
 
 def wrapped(message: bytes) -> ArrayRecord:

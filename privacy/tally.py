@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from cloister.privacy.claims import SERVER, Claim, claim
 from cloister.privacy.events import Event
 from cloister.privacy.plan import Plan
+from cloister.privacy.summing import least
 from cloister.privacy.transcript import Header, Round
 
 _REMEMBERED = 4  # rounds: a server resumes from its last checkpoint or the one before, and carries out what follows
@@ -61,9 +62,9 @@ class Tally:
 
     def follows(self, entry: Round) -> Iterator[Problem]:
         """Yield everything that does not follow from the plan and the rounds before."""
-        least = min(self._rounds) + 1
-        if not least <= entry.round <= self.last + 1:
-            yield Problem(what="round", expected=f"one from {least} to {self.last + 1}", found=str(entry.round))
+        earliest = min(self._rounds) + 1
+        if not earliest <= entry.round <= self.last + 1:
+            yield Problem(what="round", expected=f"one from {earliest} to {self.last + 1}", found=str(entry.round))
             return
         if entry.before != self._rounds[entry.round - 1].model:
             expected = f"{self._rounds[entry.round - 1].model}, the model after round {entry.round - 1}"
@@ -76,6 +77,11 @@ class Tally:
             yield Problem(what="events", expected=_text(expected_events), found=_text(entry.events))
         for client in sorted(entry.commitments.keys() - set(entry.cohort)):
             yield Problem(what="commitment", expected="a client of the cohort", found="another", client=client)
+        counted = sum(each.counted for each in entry.commitments.values())
+        if self.plan.distributed and not entry.void and counted < least(self.plan):
+            yield Problem(
+                what="shares of noise in the sum", expected=f"at least {least(self.plan)}", found=str(counted)
+            )
         yield from self._repeated(entry)
 
     def add(self, entry: Round) -> None:

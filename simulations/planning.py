@@ -49,13 +49,11 @@ def plan_of(experiment: Experiment, task: Task[Any]) -> Plan:
         open_values["sample_size"] = buffer  # the sum of a buffer is divided by its size, which is public
     if given.unit in (Unit.SESSION, Unit.SUBJECT) and "clients" not in experiment.plan:
         open_values["clients"] = count
-    if given.secure is not None and given.secure.size == 0:
-        secure = {**given.secure.model_dump(mode="json"), "size": _size(task)}
-        if given.private_steps and not given.secure.clients:
-            secure["clients"] = count
-        experiment = experiment.model_copy(update={"plan": {**experiment.plan, "secure": secure}})
-        given = Plan.of(experiment.plan, "plan")
     plan = Plan.of({**open_values, **{key: value for key, value in given.values().items() if key in experiment.plan}})
+    if plan.secure is not None:
+        clients = plan.secure.clients or (count if plan.private_steps else 0)
+        sizes = {"size": plan.secure.size or _size(task), "clients": clients}
+        plan = Plan.of({**plan.values(), "secure": {**plan.values()["secure"], **sizes}})
     if plan.noisy and plan.noise_multiplier == 0:
         if plan.budget is None:
             raise PlanError("plan: expected noise_multiplier, or a [plan.budget] to find it from, found neither")

@@ -20,6 +20,7 @@ from cloister.privacy.clipping import BIT, ClipBound, layer_of
 from cloister.privacy.events import Sampler
 from cloister.privacy.noise import NoiseSource
 from cloister.privacy.plan import Plan
+from cloister.privacy.stages import Stage
 from cloister.strategies.cohort import Cohort, pool_of
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.streams import SumNoise
@@ -33,6 +34,12 @@ _ROUNDING = 1e-5  # a norm clipped in float32 may exceed its bound by this share
 def unsettled(number: int, make: Callable[[], dict[str, NDArray]]) -> dict[str, NDArray]:
     """Return what ``make`` makes: for tests and for a server that keeps no ledger."""
     return make()
+
+
+def adapted(bound: float, stage: Stage, bits: float) -> float:
+    """Return the clip bound after a round with this noisy sum of bits; ``stage``: the plan's ``adapt-clip``."""
+    values = {key: stage[key] for key in ("quantile", "learning_rate", "cohort")}
+    return ClipBound(bound=bound, **values).after(bits).bound
 
 
 @dataclass(kw_only=True)
@@ -122,9 +129,7 @@ class CentralPrivacy:
 
     def adapt(self, bits: float) -> None:
         """Move the bound by the noisy sum of the un-clipped bits (Andrew et al. 2021, section 2)."""
-        stage = self.stages["adapt-clip"]
-        values = {key: stage[key] for key in ("quantile", "learning_rate", "cohort")}
-        self.bound = ClipBound(bound=self.bound, **values).after(bits).bound
+        self.bound = adapted(self.bound, self.stages["adapt-clip"], bits)
 
     def _may_take_part(self, name: str) -> bool:
         matrix, (last, times) = self.plan.matrix, self.took_part.get(name, (0, 0))

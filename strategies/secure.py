@@ -5,6 +5,7 @@ the sum is over, and open it. The server goes on with whoever is left in each ph
 void, and the next one starts afresh.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ from flwr.serverapp import Grid
 from cloister.errors import ReleaseError, SecureSumError
 from cloister.flower import NDArray
 from cloister.privacy.carried import MASKED, QUERY, RECORD, ROWS, unwrapped, wrapped
-from cloister.privacy.clipping import ClipBound
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
 from cloister.privacy.secagg.keys import SIGNATURE_BYTES
@@ -31,7 +31,7 @@ from cloister.strategies.centres import SummedCentres
 from cloister.strategies.cohort import Client, Cohort
 from cloister.strategies.fold import Fold, WeightedSum
 from cloister.strategies.gather import gather
-from cloister.strategies.private import NoisyMean
+from cloister.strategies.private import NoisyMean, adapted
 from cloister.strategies.validation import Reply, check_keys, content_of, read_head
 
 _DROPPED = "dropped out of the secure sum: no valid {} came in time"
@@ -120,8 +120,7 @@ class SecureAggregation:
         """Move the clip bound by the noisy sum of bits that came with a distributed sum."""
         stage = self.stages.get("adapt-clip")
         if stage is not None and self.plan.distributed:
-            values = {key: stage[key] for key in ("quantile", "learning_rate", "cohort")}
-            self.bound = ClipBound(bound=self.bound, **values).after(total.bits).bound
+            self.bound = adapted(self.bound, stage, total.bits)
 
 
 @dataclass
@@ -158,16 +157,13 @@ class SecureRound:
         ]
 
         def take(place: int, reply: Message) -> None:
-            if reply.has_content():
-                self.receive(unwrapped(reply.content.get(RECORD)))
+            with contextlib.suppress(SecureSumError):  # no message of the protocol: its client did not answer
+                if reply.has_content():
+                    self.session.receive(unwrapped(reply.content.get(RECORD)))
 
         secure = self.secure
         deadline = secure.clock() + secure.deadline_s
-        gather(self.grid, batch, _tolerant(take), deadline=deadline, clock=secure.clock, sleep=secure.sleep)
-
-    def receive(self, message: bytes) -> Receipt:
-        """Hand one message to the session."""
-        return self.session.receive(message)
+        gather(self.grid, batch, take, deadline=deadline, clock=secure.clock, sleep=secure.sleep)
 
     def unmask(self) -> Total:
         """Have the survivors open the sum, and return it; raises :class:`SecureSumError` where too few are left."""
@@ -234,7 +230,7 @@ class SecureMean(Fold):
 
     def add(self, reply: Reply) -> None:
         """Hand a masked vector to the session; raises ReleaseError for one that does not count."""
-        receipt = self._round.receive(reply.extras[MASKED]["message"].tobytes())
+        receipt = self._round.session.receive(reply.extras[MASKED]["message"].tobytes())
         if receipt is not Receipt.COUNTED:
             refused = self._round.session.refused
             raise ReleaseError(f"masked vector: {receipt}{f': {refused[-1]}' if refused else ''}")
@@ -250,15 +246,3 @@ class SecureMean(Fold):
         mean = WeightedSum(self._current, self._current)
         mean.add(total.values, 1.0)
         return mean.moved(total.weights)
-
-
-def _tolerant(take: Callable[[int, Message], None]) -> Callable[[int, Message], None]:
-    """Return ``take`` for replies of which some are no messages of the protocol: their clients did not answer."""
-
-    def tolerant(place: int, reply: Message) -> None:
-        try:
-            take(place, reply)
-        except SecureSumError:
-            return
-
-    return tolerant

@@ -34,7 +34,8 @@ def _always(victim: Victim) -> bool:
 
 
 def _client_noise(victim: Victim) -> bool:
-    return victim.plan.noisy and not victim.plan.private_steps and victim.plan.unit is Unit.CLIENT
+    plan = victim.plan  # in a secure sum each canary would need a session with everybody
+    return plan.noisy and not plan.private_steps and plan.unit is Unit.CLIENT and plan.secure is None
 
 
 def _private_steps(victim: Victim) -> bool:

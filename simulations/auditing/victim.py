@@ -21,7 +21,9 @@ from cloister.privacy.noise import NoiseSource
 from cloister.privacy.per_record import Method
 from cloister.privacy.plan import Plan
 from cloister.privacy.sampling import Everyone
+from cloister.privacy.secagg.layout import Layout
 from cloister.privacy.subjects import UnitSteps
+from cloister.privacy.summing import shares_of
 from cloister.randomness import SeedTree
 from cloister.server import checkpoint
 from cloister.server.app import load_arrays
@@ -83,20 +85,34 @@ def seen(plan: Plan, update: Mapping[str, NDArray], noise: NoiseSource) -> dict[
     """Return what the plan's adversary sees of one unit's contribution, all others being known to her.
 
     ``update``: the raw change, or gradient, by name, float32. Under ``trust = "local"`` it is what leaves the client;
-    under ``"central"`` what leaves the server. Without noise it is the clipped update. A matrix mechanism is seen in
-    its first round.
+    under ``"central"`` what leaves the server; under ``"distributed"`` the sum with the fewest honest shares of noise
+    in it. Without noise it is the clipped update, for a secure sum hides nothing from who knows all others. A matrix
+    mechanism is seen in its first round.
     """
     copy = {name: np.array(values, np.float32) for name, values in update.items()}
     if plan.private_steps:
         return _stepped(plan, copy, noise)
-    request = _request(plan)
+    request = _request(plan.model_copy(update={"secure": None}))
     content = RecordDict({"arrays": array_record(copy), "metrics": MetricRecord({"num-examples": 1})})
     left, _ = staged(request, content, noise)
     arrays = {name: np.array(values) for name, values in views(left.array_records["arrays"]).items()}
     if plan.central:
         drawn = SumNoise(plan, noise).draw(1, {name: values.shape for name, values in arrays.items()}, request.norm)
         arrays = {name: (values + drawn[name]).astype(np.float32) for name, values in arrays.items()}
-    return arrays
+    return _shared(plan, arrays, request.norm, noise) if plan.distributed else arrays
+
+
+def _shared(plan: Plan, arrays: Mapping[str, NDArray], bound: float, noise: NoiseSource) -> dict[str, NDArray]:
+    """Return what a sum says of one clipped update when the fewest honest clients are in it, the others with zeros."""
+    layout = Layout.of({name: values.shape for name, values in arrays.items()})
+    shares = replace(shares_of(plan, bound), size=layout.size - 1)
+    vector, seed = layout.flatten(arrays), bytes(32)
+    total = np.zeros(shares.dimension, np.uint32)
+    for client in range(shares.least - shares.dishonest):
+        total += shares.encode(vector if client == 0 else 0 * vector, noise.fork("share", client), seed)
+    total &= np.uint32((1 << shares.bits) - 1)
+    values = layout.unflatten(shares.decode(total, seed).vector)[0]
+    return {name: part.astype(np.float32) for name, part in values.items()}
 
 
 def _stepped(plan: Plan, gradient: dict[str, NDArray], noise: NoiseSource) -> dict[str, NDArray]:

@@ -146,6 +146,16 @@ def test_no_secret_of_a_session_stays_on_a_disk(tmp_path: Path) -> None:
     assert left == []
 
 
+@pytest.mark.parametrize(("plan", "recovered"), [(SECURE, 8), ({**NOISED, "noise_multiplier": 5.0}, 0)])
+def test_secure_runs_are_audited_as_who_knows_all_others_sees_them(
+    tmp_path: Path, plan: dict[str, Any], recovered: int
+) -> None:
+    run(tmp_path, plan)
+    found = {result.name: result for result in runner.audit(tmp_path, console=QUIET)}
+    assert set(found) == {"exact-leak"}  # no canaries in a secure sum, and no pictures in this task
+    assert found["exact-leak"].numbers["recovered"] == recovered
+
+
 def test_rates_that_no_graph_serves_are_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="so that no graph serves"):
         run(tmp_path / "run", {**SECURE, "secure": {**RATES, "dropouts": 0.6}})

@@ -1,5 +1,6 @@
 """What a client says in a round of secure aggregation, through the whole app, and what it refuses a hostile server."""
 
+import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from cloister.flower import array_record, assign_id, set_identity
 from cloister.privacy.carried import MASKED, QUERY, RECORD, request_digest, unwrapped, wrapped
 from cloister.privacy.plan import Plan
 from cloister.privacy.roster import Roster
+from cloister.privacy.secagg.messages import pack
 from cloister.privacy.secagg.server import ServerSession
 from cloister.privacy.summing import RoundSum
 
@@ -132,17 +134,11 @@ def test_a_round_shows_the_sum_and_nothing_single(tmp_path: Path) -> None:
     assert total.weights == 5
 
     change = np.full(4, 0.03, np.float32).tobytes()
-    encoded = federation.part()._fixed.encode(np.full(4, 0.03), 1.0, _Half()).tobytes()[:8]  # type: ignore[arg-type]
-    for form in (struct.pack("<d", 0.123456789), struct.pack("<f", 0.123456789), change, encoded, b"loss"):
+    level = int(0.03 / 5 * federation.part()._fixed.levels)  # what every number of site3 is rounded to, or one more
+    bare = [pack(np.array(words, np.uint32), 24) for words in itertools.product((level, level + 1), repeat=3)]
+    for form in (struct.pack("<d", 0.123456789), struct.pack("<f", 0.123456789), change, *bare, b"loss"):
         assert not any(form in data for data in federation.sent)
     assert list(tmp_path.rglob("*.session")) == []
-
-
-class _Half:
-    """Rounds to the nearest, as far as a test can."""
-
-    def uniform(self, size: int) -> np.ndarray:
-        return np.full(size, 0.5)
 
 
 Attack = Callable[[Federation], tuple[str, Message]]

@@ -196,3 +196,13 @@ def test_a_plan_that_no_version_has_is_refused() -> None:
         Tally(header(LOCAL).model_copy(update={"plan": {"mechansim": "gaussian"}}))
     with pytest.raises(PlanError):
         Tally(header(LOCAL).model_copy(update={"plan": {"mechanism": "gaussian"}}))
+
+
+def test_a_sum_with_fewer_shares_of_noise_than_are_counted_on_is_found() -> None:
+    shares = {**LOCAL, "trust": "distributed", "relation": "zero-out", "population": 10, "noise_multiplier": 5.0}
+    made = {**shares, "secure": {"size": 100, "dropouts": 0.25}}
+    names = tuple("abcdefghij")
+    for counted, problems in ((8, []), (7, [("shares of noise in the sum", "")])):
+        tally = Tally(header(made))
+        assert run(tally, entry(tally, 1, *names[:counted])) == problems
+        assert run(tally, entry(tally, 2, *names[:3], void=True)) == []
