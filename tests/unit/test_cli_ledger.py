@@ -125,7 +125,7 @@ def test_a_tampered_ledger_ends_with_the_row_and_status_1(
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "row 2 or one before it was changed" in printed.err.replace("\n", " ")
+    assert "row 2 or one before it was changed" in " ".join(printed.err.split())
 
 
 @pytest.mark.parametrize("command", ["show", "budget"])
